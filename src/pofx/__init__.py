@@ -1,0 +1,1 @@
+"""pofx: learn p(x), ask it anything."""

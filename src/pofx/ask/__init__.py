@@ -1,0 +1,1 @@
+"""Questions to a learned p(x), in the user's columns and units."""

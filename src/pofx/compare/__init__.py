@@ -1,0 +1,1 @@
+"""Every family on your data: the measured table."""

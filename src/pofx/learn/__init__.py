@@ -1,0 +1,1 @@
+"""From data to parameters: one gradient loop, full-batch families, checkpoints, search."""

@@ -1,0 +1,1 @@
+"""How good: nats, bits per dimension, two-sample distances, each with its error."""

@@ -1,0 +1,1 @@
+"""The map of generative models, one room per chapter."""

@@ -1,0 +1,301 @@
+"""Model: p(x | c) on a Domain, in tensors and nats.
+
+The author of a family writes the private hooks (`_log_prob`, `_sample`, and those of the optional
+questions that the family's mathematics answers); the base class gives the public methods, which check
+and batch. An optional question without a hook raises `Unavailable`. A hook whose answer is not exact
+says so with `@labelled(Kind.ESTIMATE)`; the table family x question is read off the classes.
+
+Tensors are flat: x is (..., D) whatever `domain.shape` says; a family for images reshapes inside.
+"""
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from pofx.domain import Domain
+from pofx.errors import DataError, FileError, OptionError, Unavailable
+from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def labelled(kind: Kind) -> Callable[[Hook], Hook]:
+    """Say what the numbers of a hook are when they are not exact."""
+
+    def mark(hook: Hook) -> Hook:
+        hook.kind = kind  # type: ignore[attr-defined]
+        return hook
+
+    return mark
+
+
+class Takes(StrEnum):
+    """Which variables a family models as they are; preparation lifts the others."""
+
+    EVERYTHING = "everything"
+    DISCRETE = "discrete"  # counts and levels as they are, continuous variables as standardised reals
+    REALS = "reals"  # every variable becomes a standardised real: discrete ones by dequantisation
+
+
+class Model(nn.Module, abc.ABC):
+    """p(x | c) on a Domain, in tensors and nats.
+
+    Args:
+        domain: what x is.
+        context: what c is, or None for p(x).
+    """
+
+    density: ClassVar[Kind] = Kind.EXACT  # what log_prob is
+    sampling: ClassVar[Kind] = Kind.EXACT
+    missing: ClassVar[Kind] = Kind.NONE  # what log_prob of a row with NaN is; NONE: refused
+    conditional_families: ClassVar[tuple[str, ...]] = ("gaussian", "gmm", "kde", "latent_class", "independent")
+    grows: ClassVar[frozenset[str]] = frozenset()  # state whose shape the data decide
+    rows_at_once: int = 4096
+
+    domain: Domain
+    context: Domain | None
+
+    def __init__(self, domain: Domain, context: Domain | None = None) -> None:
+        super().__init__()
+        self.domain = domain
+        self.context = context
+
+    # -- every family ------------------------------------------------------------------------------
+
+    def log_prob(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
+        """log p(x | c) of each row, of the kind `density`; NaN entries are marginalised where the family can.
+
+        Args:
+            x: rows (..., D), NaN = unobserved.
+            c: conditions (..., C) of the same batch shape, or (C,) for all.
+            generator: of a bound's or estimate's draws; None takes torch's own.
+
+        Raises:
+            Unavailable: a row has NaN and the family can not marginalise it.
+            DataError: x has another width than the domain.
+        """
+        return self.log_prob_and_error(x, c, generator=generator)[0]
+
+    def log_prob_and_error(self, x: X, c: Context | None = None, *, generator: Generator = None) -> tuple[Nats, Nats]:
+        """log p(x | c) and the standard error of each number (0 where nothing is drawn)."""
+        rows, c_rows = self._checked(x, c)
+        chunks = zip(rows.split(self.rows_at_once), _split(c_rows, len(rows), self.rows_at_once), strict=True)
+        parts = [self._log_prob_and_error(r, k, generator) for r, k in chunks]
+        if not parts:
+            return x.new_zeros(x.shape[:-1]), x.new_zeros(x.shape[:-1])
+        value, error = (torch.cat(column) for column in zip(*parts, strict=True))
+        return value.reshape(x.shape[:-1]), error.reshape(x.shape[:-1])
+
+    def sample(self, n: int, c: Context | None = None, *, generator: Generator = None) -> X:
+        """Draw n rows: (n, D), or (n, *batch, D) for conditions (*batch, C). An equal generator gives equal draws."""
+        if n < 0:
+            raise OptionError(f"the number of draws must be 0 or more, got {n}")
+        self._check_context(c)
+        with torch.no_grad():
+            if c is None:
+                return self._sample(n, None, generator)
+            flat = c.reshape(-1, c.shape[-1]).repeat(n, 1)
+            return self._sample(len(flat), flat, generator).reshape(n, *c.shape[:-1], len(self.domain))
+
+    def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
+        """The family's own objective, one number per datum; -log p unless it says otherwise."""
+        return -self._log_prob(x, c, generator)
+
+    def initialise(self, x: X, c: Context | None = None) -> None:  # noqa: B027 - optional by design
+        """Set what depends on the data before the first gradient step (output biases, scales)."""
+
+    @abc.abstractmethod
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        """log p(x | c) of rows (N, D)."""
+
+    def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
+        value = self._log_prob(x, c, generator)
+        return value, torch.zeros_like(value)
+
+    @abc.abstractmethod
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        """n rows (n, D), one for each row of c when there is one."""
+
+    # -- what only some can answer -----------------------------------------------------------------
+
+    def marginal(self, keep: Sequence[int]) -> "Model":
+        """p of some of the variables, in the order given.
+
+        Raises:
+            Unavailable: the family has no closed form for it.
+        """
+        if not keep or len(set(keep)) < len(keep) or not all(0 <= d < len(self.domain) for d in keep):
+            raise OptionError(f"a marginal keeps distinct variables among 0 ... {len(self.domain) - 1}, got {list(keep)}")
+        return self._marginal(tuple(keep))
+
+    def conditional(self, evidence: Point) -> "Model":
+        """p of the variables that are NaN in the evidence, given the others; its domain is theirs, in order.
+
+        Raises:
+            Unavailable: the family has no closed form for it, or the evidence has probability 0.
+        """
+        if evidence.shape != (len(self.domain),):
+            raise DataError(f"evidence needs shape ({len(self.domain)},), got {tuple(evidence.shape)}")
+        if not evidence.isnan().any():
+            raise OptionError("the evidence fixes every variable: nothing is left to ask about")
+        return self if evidence.isnan().all() else self._conditional(evidence)
+
+    def mode(self, evidence: Point | None = None) -> Point:
+        """A most probable x, with the observed entries of the evidence kept."""
+        return self._mode(torch.full((len(self.domain),), torch.nan) if evidence is None else evidence)
+
+    def mean(self) -> Point:
+        """E[x] (of codes, where a variable has levels)."""
+        return self._mean()
+
+    def impute(self, x: X, *, generator: Generator = None) -> X:
+        """Fill NaN: the conditional mean, the most probable level of ordinal, categorical and binary variables."""
+        rows, _ = self._checked(x, None, allow_missing=True)
+        with torch.no_grad():
+            parts = [self._impute(r, generator) for r in rows.split(self.rows_at_once)]
+        return torch.cat(parts).reshape(x.shape) if parts else x
+
+    def complete(self, x: X, *, generator: Generator = None) -> X:
+        """Fill NaN with one joint draw from p(missing | observed) for each row."""
+        rows, _ = self._checked(x, None, allow_missing=True)
+        with torch.no_grad():
+            parts = [self._complete(r, generator) for r in rows.split(self.rows_at_once)]
+        return torch.cat(parts).reshape(x.shape) if parts else x
+
+    def encode(self, x: X, c: Context | None = None) -> Latent:
+        """The code z of each row."""
+        rows, c_rows = self._checked(x, c)
+        with torch.no_grad():
+            return self._encode(rows, c_rows).reshape(*x.shape[:-1], -1)
+
+    def decode(self, z: Latent, c: Context | None = None) -> X:
+        """The x of each code."""
+        with torch.no_grad():
+            return self._decode(z, c)
+
+    def _marginal(self, keep: tuple[int, ...]) -> "Model":
+        raise self._refuse("marginal", "drop the columns of samples")
+
+    def _conditional(self, evidence: Point) -> "Model":
+        raise self._refuse("conditional", "impute or sample a family that answers it")
+
+    def _mode(self, evidence: Point) -> Point:
+        raise self._refuse("mode", "the sample with the largest log_prob")
+
+    def _mean(self) -> Point:
+        raise self._refuse("mean", "the mean of samples")
+
+    def _impute(self, x: X, generator: Generator) -> X:
+        raise self._refuse("impute")
+
+    def _complete(self, x: X, generator: Generator) -> X:
+        raise self._refuse("complete")
+
+    def _encode(self, x: X, c: Context | None) -> Latent:
+        raise Unavailable("encode", type(self).__name__, "it has no latent code", families=("realnvp", "vae", "gmm", "latent_class"))
+
+    def _decode(self, z: Latent, c: Context | None) -> X:
+        raise Unavailable("decode", type(self).__name__, "it has no latent code", families=("realnvp", "vae"))
+
+    def _refuse(self, question: str, instead: str = "") -> Unavailable:
+        return Unavailable(question, type(self).__name__, "no closed form", families=self.conditional_families, instead=instead)
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take the state that `state_dict` gave: same names, types and, but for `grows`, shapes.
+
+        Raises:
+            FileError: a name, type or shape is not the model's.
+        """
+        own = self.state_dict()
+        for name in own.keys() ^ tensors.keys():
+            raise FileError(f"the file {'lacks' if name in own else 'has an unknown'} tensor {name!r}")
+        for name, tensor in tensors.items():
+            self._take(name, own[name], tensor)
+
+    def _take(self, name: str, own: Tensor, new: Tensor) -> None:
+        leaf = name.rpartition(".")[2]
+        holder = self.get_submodule(name.rpartition(".")[0])
+        free = leaf in getattr(holder, "grows", frozenset())
+        if new.dtype != own.dtype or (new.ndim != own.ndim if free else new.shape != own.shape):
+            raise FileError(f"tensor {name!r}: expected {own.dtype} {tuple(own.shape)}, got {new.dtype} {tuple(new.shape)}")
+        if free:
+            setattr(holder, leaf, nn.Parameter(new) if isinstance(getattr(holder, leaf), nn.Parameter) else new)
+        else:
+            with torch.no_grad():
+                own.copy_(new)
+
+    # -- checks ------------------------------------------------------------------------------------
+
+    def _checked(self, x: X, c: Context | None, *, allow_missing: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Rows (N, D) and conditions (N, C)."""
+        if x.ndim == 0 or x.shape[-1] != len(self.domain):
+            raise DataError(f"{type(self).__name__} is over {len(self.domain)} variables, got x of shape {tuple(x.shape)}")
+        self._check_context(c)
+        if not allow_missing and self.missing is Kind.NONE and bool(x.isnan().any()):
+            raise Unavailable(
+                "log_prob of a row with missing cells",
+                type(self).__name__,
+                families=self.conditional_families,
+                instead="impute the rows first",
+            )
+        rows = x.reshape(-1, x.shape[-1])
+        return rows, None if c is None else c.expand(*x.shape[:-1], c.shape[-1]).reshape(len(rows), -1)
+
+    def _check_context(self, c: Context | None) -> None:
+        expected = 0 if self.context is None else len(self.context)
+        got = 0 if c is None else c.shape[-1]
+        if expected != got:
+            raise DataError(f"{type(self).__name__} is conditional on {expected} variables, got {got}")
+
+
+class FullBatch(abc.ABC):
+    """What a family adds when it learns from all rows at once: closed form (one step) or EM (many)."""
+
+    @abc.abstractmethod
+    def steps(self, x: Tensor, *, holdout: Tensor | None = None, generator: Generator = None) -> Iterator[float]:
+        """Learn from rows x (N, D); yield the mean log-likelihood of x after each step.
+
+        The parameters are whole at each yield, so that the caller may stop there (out of time, interrupted).
+        A choice among candidates (number of components, bandwidth) is by the held-out rows.
+        """
+
+
+class FamilyConfig(BaseModel, abc.ABC):
+    """A family's options, checked; `build` makes the untrained model. One class per family."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    takes: ClassVar[Takes] = Takes.REALS
+    model: ClassVar[type[Model]]  # what `build` makes: the table of questions is read off it
+    cites: ClassVar[tuple[str, ...]] = ()  # BibTeX entries
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # search: option -> candidates, from the plainest up
+
+    @abc.abstractmethod
+    def build(self, domain: Domain, context: Domain | None = None) -> Model:
+        """The untrained model on a prepared domain."""
+
+
+class GradientConfig(FamilyConfig, abc.ABC):
+    """Options of families learned by gradients; a family overrides a default by declaring the field again."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(128, ge=1)
+    max_epochs: int = Field(1000, ge=1)
+    patience: int = Field(30, ge=1, description="epochs without a better held-out loss before stopping")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(10.0, gt=0, description="gradients are scaled down to this norm; None: never")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which the learning rate rises from 0")
+
+
+def _split(c: Tensor | None, rows: int, size: int) -> Sequence[Tensor | None]:
+    if c is not None:
+        return c.split(size)
+    return [None] * max(1, -(-rows // size))

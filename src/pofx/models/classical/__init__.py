@@ -1,0 +1,1 @@
+"""Densities without a network: closed forms, EM, kernels, histograms and trees."""

@@ -1,0 +1,1 @@
+"""Families built from families."""

@@ -1,0 +1,1 @@
+"""Normalizing flows: a base density pushed through bijections."""

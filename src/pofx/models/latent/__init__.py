@@ -1,0 +1,1 @@
+"""Deep latent variable models: p(x) = integral of p(x | z) p(z) dz."""

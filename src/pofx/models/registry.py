@@ -1,0 +1,90 @@
+"""Every family, one line each: name, where its options live, and what it is in one sentence.
+
+Read by the command line, compare, the docs and the tests. Importing it loads no torch. A third party
+adds families through the entry point group ``pofx.families``: each entry is a `Family`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from pofx.domain import did_you_mean
+from pofx.errors import OptionError
+
+if TYPE_CHECKING:
+    from pofx.models.base import FamilyConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """One line of the registry.
+
+    Args:
+        name: what the user writes.
+        where: "module:class" of its options, a FamilyConfig.
+        says: the family in one sentence.
+        baseline: whether every comparison includes it.
+    """
+
+    name: str
+    where: str
+    says: str
+    baseline: bool = False
+
+    @property
+    def config(self) -> "type[FamilyConfig]":
+        """The class of its options."""
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(module), name)
+
+    def configure(self, options: Mapping[str, Any]) -> "FamilyConfig":
+        """The options, checked.
+
+        Raises:
+            OptionError: an option is unknown or out of range.
+        """
+        from pydantic import ValidationError  # noqa: PLC0415 - the registry itself loads nothing heavy
+
+        config = self.config
+        for name in options.keys() - config.model_fields.keys():
+            raise OptionError(f"family {self.name!r} has no option {name!r}{did_you_mean(name, config.model_fields)}")
+        try:
+            return config(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise OptionError(f"family {self.name!r}, option {where!r}: {first['msg']}, got {first['input']!r}") from None
+
+
+FAMILIES = (
+    Family("independent", "pofx.models.classical.independent:IndependentConfig", "the best law of each variable alone", baseline=True),
+    Family("gaussian", "pofx.models.classical.gaussian:GaussianConfig", "one full-covariance normal", baseline=True),
+    Family("histogram", "pofx.models.classical.histogram:HistogramConfig", "a histogram of each variable, or a grid of all", baseline=True),
+    Family("density_tree", "pofx.models.classical.density_tree:DensityTreeConfig", "recursive subdivision, pruned by cross-validation", baseline=True),
+    Family("gmm", "pofx.models.classical.gmm:GaussianMixtureConfig", "a mixture of Gaussians by EM", baseline=True),
+    Family("latent_class", "pofx.models.classical.latent_class:LatentClassConfig", "a mixture of products of per-variable laws by EM", baseline=True),
+    Family("kde", "pofx.models.classical.kde:KernelDensityConfig", "a Gaussian kernel on every training row", baseline=True),
+    Family("realnvp", "pofx.models.flows.realnvp:RealNVPConfig", "a normalizing flow of affine couplings"),
+    Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),
+)
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Name to family: the library's, in the order of the docs, then those of other packages."""
+    others = (entry.load() for entry in entry_points(group="pofx.families"))
+    return {family.name: family for family in (*FAMILIES, *others)}
+
+
+def family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        OptionError: there is none; the nearest names are listed.
+    """
+    if name not in families():
+        raise OptionError(f"there is no family {name!r}{did_you_mean(name, families())}")
+    return families()[name]

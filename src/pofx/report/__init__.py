@@ -1,0 +1,1 @@
+"""The table, figures and citations as one self-contained page."""

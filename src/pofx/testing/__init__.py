@@ -1,0 +1,1 @@
+"""What every family must pass, also a third party's."""

@@ -1,0 +1,51 @@
+"""Change of variables: x = T(u), forward = base -> data everywhere, with log|det J|.
+
+A `Transform` is a bijection. A `Surjection` loses something on the way from base to data (a
+fraction, an order); the way back is a random draw, and the density that comes out is a bound:
+
+    log p(x) >= E_q(y|x) [log p(y) - log q(y | x)],   q(y | x) supported on {y : T(y) = x}.
+
+Source: Nielsen, Jaini, Hoogeboom, Winther and Welling, "SurVAE Flows", NeurIPS 2020, arXiv:2007.02731.
+"""
+
+import abc
+from collections.abc import Sequence
+
+from torch import nn
+
+from pofx.types import Context, Generator, Nats, X
+
+
+class Transform(nn.Module, abc.ABC):
+    """A bijection x = T(u; c) with log|det J_T|."""
+
+    @abc.abstractmethod
+    def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Base to data: x = T(u) and log|det J_T(u)|."""
+
+    @abc.abstractmethod
+    def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Data to base: u = T^-1(x) and log|det J_T^-1(x)|."""
+
+
+class PerVariable(nn.Module, abc.ABC):
+    """A map that treats each variable alone, so that a question about some passes through it.
+
+    NaN stays NaN and counts 0 in every sum.
+    """
+
+    @abc.abstractmethod
+    def select(self, keep: Sequence[int]) -> "PerVariable":
+        """The map of some of the variables, in the order given."""
+
+
+class Surjection(nn.Module, abc.ABC):
+    """x = T(y), many y to one x; the way back is drawn from q(y | x)."""
+
+    @abc.abstractmethod
+    def forward(self, y: X) -> X:
+        """Base to data: x = T(y)."""
+
+    @abc.abstractmethod
+    def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
+        """Data to base: y ~ q(y | x) and -log q(y | x)."""

@@ -1,0 +1,17 @@
+"""Every test runs in float64, from a fixed seed, and leaves torch's globals as it found them."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def float64_seeded():
+    before = torch.get_default_dtype(), torch.distributions.Distribution._validate_args, torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    assert torch.get_default_dtype() is torch.float64, "the default dtype was changed"
+    torch.set_default_dtype(before[0])
+    assert torch.distributions.Distribution._validate_args is before[1], "torch's argument checking was changed"
+    assert torch.get_num_threads() == before[2], "the number of threads was changed"

@@ -227,11 +227,15 @@ class Domain:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known words, or lists the known ones."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
+    from difflib import get_close_matches
 
     names = list(known)
     close = get_close_matches(word, names, n=3)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; known: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
+    return (
+        f"; did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"; known: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}"
+    )
 
 
 def _corrected(old: Variable, change: "str | Mapping[str, Any] | Variable") -> Variable:
@@ -242,8 +246,12 @@ def _corrected(old: Variable, change: "str | Mapping[str, Any] | Variable") -> V
         raise OptionError(f"column {old.name!r}: {fields['kind']!r} is no kind{did_you_mean(str(fields['kind']), VariableKind)}")
     unknown = set(fields) - set(asdict(old))
     if unknown:
-        raise OptionError(f"column {old.name!r}: {sorted(unknown)[0]!r} is no field of a variable{did_you_mean(sorted(unknown)[0], asdict(old))}")
-    return replace(_as_kind(old, VariableKind(fields.get("kind", old.kind))), reason="as you said", **{k: _field(k, v) for k, v in fields.items()})
+        raise OptionError(
+            f"column {old.name!r}: {sorted(unknown)[0]!r} is no field of a variable{did_you_mean(sorted(unknown)[0], asdict(old))}"
+        )
+    return replace(
+        _as_kind(old, VariableKind(fields.get("kind", old.kind))), reason="as you said", **{k: _field(k, v) for k, v in fields.items()}
+    )
 
 
 def _as_kind(old: Variable, kind: VariableKind) -> Variable:

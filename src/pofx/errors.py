@@ -23,7 +23,7 @@ class TrainingError(PofxError):
     """Learning stopped: says what happened, at which step, and where the last good state is."""
 
 
-class Unavailable(PofxError):  # noqa: N818 - it is an answer, not a fault
+class Unavailable(PofxError):
     """A question this p(x) can not answer: names who can, and the approximate way.
 
     Args:
@@ -34,9 +34,7 @@ class Unavailable(PofxError):  # noqa: N818 - it is an answer, not a fault
         instead: the approximate way, a clause.
     """
 
-    def __init__(
-        self, question: str, model: str, why: str = "", *, families: Sequence[str] = (), instead: str = ""
-    ) -> None:
+    def __init__(self, question: str, model: str, why: str = "", *, families: Sequence[str] = (), instead: str = "") -> None:
         self.question = question
         parts = [f"{model} has no {question}"]
         if why:

@@ -106,7 +106,7 @@ class Model(nn.Module, abc.ABC):
         """The family's own objective, one number per datum; -log p unless it says otherwise."""
         return -self._log_prob(x, c, generator)
 
-    def initialise(self, x: X, c: Context | None = None) -> None:  # noqa: B027 - optional by design
+    def initialise(self, x: X, c: Context | None = None) -> None:
         """Set what depends on the data before the first gradient step (output biases, scales)."""
 
     @abc.abstractmethod

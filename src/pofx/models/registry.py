@@ -46,7 +46,7 @@ class Family:
         Raises:
             OptionError: an option is unknown or out of range.
         """
-        from pydantic import ValidationError  # noqa: PLC0415 - the registry itself loads nothing heavy
+        from pydantic import ValidationError
 
         config = self.config
         for name in options.keys() - config.model_fields.keys():
@@ -63,9 +63,19 @@ FAMILIES = (
     Family("independent", "pofx.models.classical.independent:IndependentConfig", "the best law of each variable alone", baseline=True),
     Family("gaussian", "pofx.models.classical.gaussian:GaussianConfig", "one full-covariance normal", baseline=True),
     Family("histogram", "pofx.models.classical.histogram:HistogramConfig", "a histogram of each variable, or a grid of all", baseline=True),
-    Family("density_tree", "pofx.models.classical.density_tree:DensityTreeConfig", "recursive subdivision, pruned by cross-validation", baseline=True),
+    Family(
+        "density_tree",
+        "pofx.models.classical.density_tree:DensityTreeConfig",
+        "recursive subdivision, pruned by cross-validation",
+        baseline=True,
+    ),
     Family("gmm", "pofx.models.classical.gmm:GaussianMixtureConfig", "a mixture of Gaussians by EM", baseline=True),
-    Family("latent_class", "pofx.models.classical.latent_class:LatentClassConfig", "a mixture of products of per-variable laws by EM", baseline=True),
+    Family(
+        "latent_class",
+        "pofx.models.classical.latent_class:LatentClassConfig",
+        "a mixture of products of per-variable laws by EM",
+        baseline=True,
+    ),
     Family("kde", "pofx.models.classical.kde:KernelDensityConfig", "a Gaussian kernel on every training row", baseline=True),
     Family("realnvp", "pofx.models.flows.realnvp:RealNVPConfig", "a normalizing flow of affine couplings"),
     Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),

@@ -7,32 +7,49 @@ NaN = unobserved = factor 1: log_prob is 0 there, and `fit` gives it no weight.
 
 A law is a frozen dataclass: what it holds (bounds, levels, resolution, floors) is data, not learned.
 Shapes: x (*batch), parameters (*batch, width); they broadcast against each other.
+
+Two things keep a likelihood from running away. `fit` never returns a scale below a small share of the
+column's own (`NARROWEST`), so that duplicated rows cannot send it to infinity; and a law has a `floor`
+where a network, which sees no column, sets its scale.
 """
 
 import abc
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from pofx.errors import Unavailable
 from pofx.types import Generator
 
-Parameters = Float[Tensor, "*batch P"]
-Values = Float[Tensor, "*batch"]
+Parameters = Float[Tensor, "*#batch P"]
+Values = Float[Tensor, "*#batch"]
 Column = Float[Tensor, " N"]
+Columns = Float[Tensor, "N D"]
 Weights = Float[Tensor, "N K"]
+Fitted = Float[Tensor, "K P"]
+FittedColumns = Float[Tensor, "D K P"]
+
+NARROWEST = 1e-3  # the least fitted scale, as a share of the column's standard deviation
 
 
 class Law(abc.ABC):
     """p(x | parameters) of one variable; see the module's docstring for the conventions."""
 
-    width: int | Any  # how many parameters; a field or a property of the subclass
     continuous: ClassVar[bool] = True
+    numbers: bool = True  # whether a mean of values means something (of levels it does not)
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """How many parameters."""
 
     def log_prob(self, parameters: Parameters, x: Values) -> Values:
         """log p(x), 0 where x is NaN, -inf outside the support."""
+        if free_to_ask(x) and x.sum().isfinite():  # a NaN would reach the sum
+            return self._log_prob(parameters, x)
         seen = ~x.isnan()
         # An in-support stand-in first, then select: NaN or inf in the branch not taken would poison gradients.
         return torch.where(seen, self._log_prob(parameters, torch.where(seen, x, self.stand_in)), 0.0)
@@ -58,9 +75,42 @@ class Law(abc.ABC):
     def mode(self, parameters: Parameters) -> Values:
         """A most probable value."""
 
+    def centre(self, parameters: Parameters) -> Values:
+        """What stands for the law in one value: the mean of numbers, the mode of levels."""
+        return self.mean(parameters) if self.numbers else self.mode(parameters)
+
+    def fit(self, x: Column, weights: Weights, start: Fitted | None = None) -> Fitted:
+        """Weighted maximum likelihood for K weightings at once: (K, width). NaN rows count nothing.
+
+        What is maximised is sum_n weights[n, k] log p(x_n) + log_prior.
+
+        Args:
+            x: one column.
+            weights: not negative.
+            start: parameters to begin from. A law without a closed form climbs from there and never ends lower.
+        """
+        return self.fit_columns(x[:, None], weights, None if start is None else start[None])[0]
+
+    def fit_columns(self, x: Columns, weights: Weights, start: FittedColumns | None = None) -> FittedColumns:
+        """`fit` of D columns under the same weights: (D, K, width)."""
+        seen = ~x.isnan()
+        return self._fit(torch.where(seen, x, self.stand_in), seen.to(weights), weights, start)
+
     @abc.abstractmethod
-    def fit(self, x: Column, weights: Weights) -> Parameters:
-        """Weighted maximum likelihood for K weightings at once: (K, width). NaN rows count nothing."""
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        """`fit_columns` of values without NaN; `seen` (N, D) is 0 where a stand-in stands."""
+
+    def log_prior(self, parameters: Parameters) -> Values:
+        """What `fit` adds to the log-likelihood (pseudo-counts); 0 for maximum likelihood, and never normalised."""
+        return parameters.new_zeros(parameters.shape[:-1])
+
+    def log_mass(self, parameters: Parameters, x: Values, cell: float) -> Values:
+        """log P(x - cell/2 < X <= x + cell/2), finite far out in the tails.
+
+        Raises:
+            Unavailable: the law has no closed form for its distribution function.
+        """
+        raise Unavailable("mass of a cell", type(self).__name__, "its distribution function has no closed form")
 
     def cdf(self, parameters: Parameters, x: Values) -> Values:
         """P(X <= x).
@@ -77,3 +127,24 @@ class Law(abc.ABC):
             Unavailable: where there is no closed form.
         """
         raise Unavailable("entropy", type(self).__name__, "no closed form", instead="the mean of -log_prob over samples")
+
+
+def free_to_ask(x: Tensor) -> bool:
+    """Whether a value of x may steer the program at no cost: on the CPU, and not under a compiler."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def positive(raw: Tensor, floor: float = 0.0) -> Tensor:
+    """floor + log(1 + e^raw): a positive number from any real one; linear where raw is large, so gradients stay tame."""
+    return functional.softplus(raw) + floor
+
+
+def inverse_positive(value: Tensor, floor: float = 0.0) -> Tensor:
+    """The raw number that `positive` maps to the value (to just above the floor, where the value is not above it)."""
+    above = (value - floor).clamp_min(torch.finfo(value.dtype).tiny)
+    return above + (-torch.expm1(-above)).log()
+
+
+def weighted_sums(terms: Tensor, weights: Tensor) -> Tensor:
+    """sum_n weights[n, k] terms[n, d] as one matrix product: (D, K)."""
+    return terms.mT @ weights

@@ -1,1 +1,8 @@
 """Questions to a learned p(x), in the user's columns and units."""
+
+from pofx.ask.files import open_ as open
+from pofx.ask.fit import fit
+from pofx.ask.pofx import PofX
+from pofx.ask.search import search
+
+__all__ = ["PofX", "fit", "open", "search"]

@@ -1,0 +1,151 @@
+"""fit: from the user's data and a family's name to a PofX.
+
+The data flow: read -> domain -> encode -> split -> check -> prepare -> assemble -> learn. Everything
+that can be wrong with data or options is found before learning starts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.ask.pofx import Origin, PofX, as_columns
+from pofx.data import Container, DataSet, check_training, container_of, encode, infer_domain, load, names_a_set, read, split
+from pofx.data.preparation import prepare
+from pofx.domain import Domain
+from pofx.errors import OptionError
+from pofx.learn import choose_device, run
+from pofx.models import composed
+from pofx.models.registry import family as registered
+
+HOLDOUT_SHARE = 0.1
+Schema = Domain | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training and held-out rows, encoded: whole rows of `table`, whose `given` columns are conditions."""
+
+    train: Tensor
+    holdout: Tensor
+    table: Domain
+    given: tuple[str, ...]
+    container: Container
+
+    @property
+    def domain(self) -> Domain:
+        """What x is."""
+        return self.table.select(self._x) if self.given else self.table
+
+    @property
+    def context(self) -> Domain | None:
+        """What c is."""
+        return self.table.select(self._c) if self.given else None
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The x and the c of whole rows."""
+        return (rows[:, self._x], rows[:, self._c]) if self.given else (rows, None)
+
+    @property
+    def _c(self) -> list[int]:
+        return [self.table.index(name) for name in self.given]
+
+    @property
+    def _x(self) -> list[int]:
+        return [d for d in range(len(self.table)) if d not in self._c]
+
+
+def gather(data: Any, *, given: str | Sequence[str] | None = None, holdout: Any = None, schema: Schema = None, seed: int = 0) -> Rows:  # noqa: ANN401
+    """Read, infer or take the domain, encode, split, check.
+
+    Raises:
+        DataError: the data can not be learned from; the sentence names the column or row.
+        OptionError: a given column is unknown, or nothing but given columns is left.
+    """
+    if isinstance(data, str) and names_a_set(data):
+        data = load(data)
+    if isinstance(data, DataSet):
+        source, holdout, schema = data.train, data.holdout if holdout is None else holdout, data.domain if schema is None else schema
+    else:
+        source = read(data)
+    table = _domain(source, schema)
+    x = encode(source, table)
+    if holdout is None:
+        check_training(x, table)
+        x, held = split(x, HOLDOUT_SHARE, torch.Generator().manual_seed(seed))
+    else:
+        held = encode(read(holdout), table)
+    check_training(x, table)
+    return Rows(x, held, table, _given(table, given), container_of(source))
+
+
+def fit(
+    data: Any,  # noqa: ANN401
+    family: str = "gmm",
+    *,
+    given: str | Sequence[str] | None = None,
+    holdout: Any = None,  # noqa: ANN401
+    schema: Schema = None,
+    seed: int = 0,
+    budget: float | None = None,
+    device: str = "auto",
+    checkpoint: str | PathLike[str] | None = None,
+    progress: bool | None = None,
+    **options: Any,  # noqa: ANN401
+) -> PofX:
+    """Learn p(x), or p(x | given), from data.
+
+    Args:
+        data: a frame (pandas, polars, pyarrow), array, tensor, path, or the name of a built-in set; missing cells allowed.
+        family: a name of `pofx.families()`.
+        given: columns to condition on.
+        holdout: rows that learning is watched on; a tenth of the data when none are given.
+        schema: the domain, or corrections to the inferred one, column -> kind.
+        seed: makes the run reproducible, bit for bit on a CPU.
+        budget: seconds after which learning stops and keeps the best so far.
+        device: "cpu", "cuda", ...; "auto" takes an accelerator when there is one.
+        checkpoint: a file to write to while learning and to go on from when it exists.
+        progress: show a bar; None shows it on a terminal.
+        **options: the family's own, as `pofx families NAME` lists them.
+
+    Raises:
+        PofxError: data or options that can not work, before learning starts.
+    """
+    config = registered(family).configure(options)
+    rows = gather(data, given=given, holdout=holdout, schema=schema, seed=seed)
+    (x, c), (holdout_x, holdout_c) = rows.parts(rows.train), rows.parts(rows.holdout)
+    preparation = prepare(rows.domain, x, config.takes)
+    model = composed.assemble(config, rows.domain, x, preparation, rows.context, c)
+    record = run(
+        model,
+        x,
+        c,
+        config=config,
+        holdout=holdout_x,
+        holdout_c=holdout_c,
+        seed=seed,
+        budget=budget,
+        device=choose_device(device),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    origin = Origin(family, config, rows.table, record, bool(x.isnan().any()))
+    return PofX(model, rows.container, seed=seed, origin=origin)
+
+
+def _domain(source: Any, schema: Schema) -> Domain:  # noqa: ANN401
+    if isinstance(schema, Domain):
+        return schema
+    return infer_domain(source).replace(**dict(schema or {}))
+
+
+def _given(table: Domain, given: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = as_columns(given)
+    for name in names:
+        table.index(name)
+    if len(names) >= len(table):
+        raise OptionError("every column is given: nothing is left to learn a density of")
+    return names

@@ -1,0 +1,271 @@
+"""PofX: a learned p(x), asked in the user's columns and units.
+
+A question that returns a distribution returns a PofX again, so questions compose:
+``p.conditional(age=30).marginal("income").sample(100)``. Every number is an `Answer` that says
+what it is; a question that p can not answer raises `Unavailable`, which names who can.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pofx.ask.evidence import point
+from pofx.ask.questions import QUESTIONS, kind_of
+from pofx.data import Container, container_of, decode, encode
+from pofx.domain import Domain
+from pofx.errors import OptionError
+from pofx.learn import Record
+from pofx.models.base import FamilyConfig, Model
+from pofx.types import Answer, Kind, X
+
+HOW = {
+    Kind.EXACT: "",
+    Kind.BOUND: "a lower bound on log p, the mean over its draws",
+    Kind.ESTIMATE: "a Monte Carlo estimate",
+    Kind.UNNORMALISED: "up to an unknown constant",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a learned p(x) came about, enough to rebuild it from a file.
+
+    Args:
+        family: its name in the registry.
+        config: its options.
+        table: the domain of whole rows: the variables of x and, among them, those given.
+        record: how it was learned.
+        incomplete: whether training rows had missing cells.
+    """
+
+    family: str
+    config: FamilyConfig
+    table: Domain
+    record: Record
+    incomplete: bool
+
+
+class PofX:
+    """p(x | c), learned: model, the user's table, and the record of learning.
+
+    Args:
+        model: p on the user's domain, in tensors and nats.
+        container: what rows come back as (a pandas frame, an array, ...).
+        seed: of the draws that questions make; `sample` moves on from it, every other question starts at it.
+        origin: how it was learned; None for a p that a question made.
+        approximation: how a question that is not exact made this p, with its effective sample size.
+    """
+
+    def __init__(self, model: Model, container: Container, *, seed: int = 0, origin: Origin | None = None, approximation: str = "") -> None:
+        self.model = model.eval()
+        self.container = container
+        self.seed = seed
+        self.origin = origin
+        self.approximation = approximation
+        self._stream = self._generator(seed)
+
+    @property
+    def domain(self) -> Domain:
+        """What x is."""
+        return self.model.domain
+
+    @property
+    def record(self) -> Record:
+        """How p was learned: options, history, why learning stopped.
+
+        Raises:
+            OptionError: p came from a question, not from `fit`.
+        """
+        return self._learned("record").record
+
+    @property
+    def questions(self) -> dict[str, Kind]:
+        """Each question and what its answer is; `Kind.NONE` where p refuses it."""
+        family = self.origin.config.model if self.origin else self.model
+        answers = {question: kind_of(family, question) for question in QUESTIONS}
+        return answers | {"log_prob": self.model.density, "missing cells": self.model.missing, "sample": self.model.sampling}
+
+    # -- numbers -----------------------------------------------------------------------------------
+
+    def log_prob(self, rows: Any, given: Any = None) -> Answer:  # noqa: ANN401
+        """log p of each row in nats, in the user's units; missing cells are marginalised where the family can.
+
+        Args:
+            rows: a frame, array, file or list of rows; with `given`, the conditions may stand in its columns.
+            given: the conditions, one row each, when they do not.
+        """
+        x, c = self._rows(rows, given)
+        with torch.no_grad():
+            value, error = self.model.log_prob_and_error(x, c, generator=self._generator(self.seed))
+        kind = self.model.missing if bool(x.isnan().any()) else self.model.density
+        return Answer(_numpy(value), kind, _numpy(error) if bool((error > 0).any()) else None, HOW.get(kind, ""))
+
+    def score(self, rows: Any, given: Any = None) -> Answer:  # noqa: ANN401
+        """The mean of log p over the rows, in nats a row, with its standard error."""
+        each = self.log_prob(rows, given)
+        value = np.asarray(each)
+        error = value.std(ddof=1) / np.sqrt(len(value)) if len(value) > 1 else np.nan
+        return Answer(np.asarray(value.mean()), each.kind, np.asarray(error), each.how)
+
+    def expectation(
+        self,
+        f: Callable[[Any], Any],
+        n: int = 10_000,
+        *,
+        given: Any = None,  # noqa: ANN401
+        seed: int | None = None,
+    ) -> Answer:
+        """E[f(x)], estimated by the mean over n draws, with its standard error.
+
+        Args:
+            f: from rows, as `sample` gives them, to one number (or one row of numbers) a row.
+            n: how many draws.
+            given: one row of conditions, for a p(x | c).
+            seed: of the draws.
+        """
+        values = np.asarray(f(self.sample(n, given=given, seed=self.seed if seed is None else seed)), dtype=np.float64)
+        if values.shape[:1] != (n,):
+            raise OptionError(f"f gives one number (or row of numbers) for each of {n} rows, got shape {values.shape}")
+        return Answer(values.mean(0), Kind.ESTIMATE, values.std(0, ddof=1) / np.sqrt(n), f"the mean over {n} draws")
+
+    def mean(self) -> Answer:
+        """E[x] of every variable (of codes, where a variable has levels), exactly.
+
+        Raises:
+            Unavailable: the family has no closed form; `expectation` estimates it.
+        """
+        return Answer(_numpy(self.model.mean()), kind_of(self.model, "mean"))
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def sample(self, n: int = 1, *, given: Any = None, seed: int | None = None) -> Any:  # noqa: ANN401
+        """Draw n rows (n for each row of `given`, one condition after another), as the kind of table p was learned from.
+
+        Two calls give different rows; equal seeds give equal rows.
+        """
+        generator = self._stream if seed is None else self._generator(seed)
+        c = None if given is None else self._encode(given, self._context())
+        x = self.model.sample(n, c, generator=generator)
+        rows = x if c is None else x.transpose(0, 1).reshape(-1, len(self.domain))
+        return decode(rows.cpu(), self.domain, self.container)
+
+    def impute(self, rows: Any, n: int | None = None, *, seed: int | None = None) -> Any:  # noqa: ANN401
+        """Fill missing cells: the conditional mean, the most probable level of ordinal, categorical and binary columns.
+
+        Args:
+            rows: rows with missing cells.
+            n: instead, that many completions, each a joint draw of every row's missing cells.
+            seed: of the draws.
+
+        Returns:
+            A table of the kind that came; with `n`, a list of n tables.
+        """
+        container = container_of(rows)
+        x = self._encode(rows, self.domain)
+        generator = self._generator(self.seed if seed is None else seed)
+        if n is None:
+            return decode(self.model.impute(x, generator=generator).cpu(), self.domain, container)
+        return [decode(self.model.complete(x, generator=generator).cpu(), self.domain, container) for _ in range(n)]
+
+    def mode(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> Answer:  # noqa: ANN401
+        """A most probable row, the evidence kept; the label says how far to trust the maximum."""
+        x = self.model.mode(self._on_device(point(self.domain, {**(evidence or {}), **named})))
+        row = decode(x[None].cpu(), self.domain, self.container)
+        return Answer(row, kind_of(self.model, "mode"), None, f"log p = {float(self._log_prob(x)):.4f} nats there")
+
+    def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401
+        """The code z of each row, shape (N, L)."""
+        return _numpy(self.model.encode(*self._rows(rows, given)))
+
+    def decode(self, z: Any, given: Any = None) -> Any:  # noqa: ANN401
+        """The row of each code."""
+        c = None if given is None else self._encode(given, self._context())
+        codes = self._on_device(torch.as_tensor(np.asarray(z), dtype=torch.float64))
+        return decode(self.model.decode(codes, c).cpu(), self.domain, self.container)
+
+    # -- distributions -----------------------------------------------------------------------------
+
+    def marginal(self, *names: str) -> "PofX":
+        """p of some of the columns, in the order given.
+
+        Raises:
+            Unavailable: the family has no closed form; samples with the other columns dropped follow it.
+        """
+        return self._derived(self.model.marginal([self.domain.index(name) for name in names]))
+
+    def conditional(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> "PofX":  # noqa: ANN401
+        """p of the other columns, given values of some: a mapping, or keywords where names allow.
+
+        Raises:
+            Unavailable: the family can not, or the evidence has probability 0.
+        """
+        return self._derived(self.model.conditional(self._on_device(point(self.domain, {**(evidence or {}), **named}))))
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write p to one safetensors file, atomically; `pofx.open` reads it back to the bit."""
+        from pofx.ask.files import save
+
+        save(self, path)
+
+    def __repr__(self) -> str:
+        who = self.origin.family if self.origin else type(self.model).__name__
+        columns = ", ".join(self.domain.names[:6]) + (", ..." if len(self.domain) > 6 else "")
+        how = f"; {self.approximation}" if self.approximation else ""
+        return f"PofX({who} over {len(self.domain)} variables: {columns}; log_prob: {self.model.density}{how})"
+
+    # -- within ------------------------------------------------------------------------------------
+
+    def _derived(self, model: Model) -> "PofX":
+        how = "; ".join(filter(None, (self.approximation, getattr(model, "approximation", ""))))
+        return PofX(model, self.container, seed=self.seed, approximation=how)
+
+    def _learned(self, what: str) -> Origin:
+        if self.origin is None:
+            raise OptionError(f"this p came from a question, not from fit: it has no {what}")
+        return self.origin
+
+    def _context(self) -> Domain:
+        if self.model.context is None:
+            raise OptionError("p was learned without given columns: leave `given` out")
+        return self.model.context
+
+    def _rows(self, rows: Any, given: Any) -> tuple[X, Tensor | None]:  # noqa: ANN401
+        if self.model.context is None or given is not None:
+            return self._encode(rows, self.domain), None if given is None else self._encode(given, self._context())
+        table = self._learned("given columns").table
+        whole = self._encode(rows, table)
+        return tuple(whole[:, [table.index(name) for name in part.names]] for part in (self.domain, self.model.context))  # type: ignore[return-value]
+
+    def _encode(self, rows: Any, domain: Domain) -> X:  # noqa: ANN401
+        return self._on_device(encode(rows, domain))
+
+    def _log_prob(self, x: X) -> Tensor:
+        with torch.no_grad():
+            return self.model.log_prob(x, generator=self._generator(self.seed))
+
+    @property
+    def _device(self) -> torch.device:
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self._device)
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(seed)
+
+
+def as_columns(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several or none, as a tuple."""
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().to(torch.float64).numpy()

@@ -1,0 +1,34 @@
+"""The table family × question, read off the classes; and one family's options, read off its config."""
+
+from pofx.ask.questions import QUESTIONS, kind_of
+from pofx.models.registry import families, family
+from pofx.types import Kind
+
+
+def table(*, markdown: bool = False) -> str:
+    """Rows are families, columns questions, cells the kind of the answer ("-": refused)."""
+    rows = [("family", *QUESTIONS), *((name, *_answers(name)) for name in families())]
+    return _markdown(rows) if markdown else _aligned(rows)
+
+
+def options(name: str) -> str:
+    """What the family is, and each of its options with its default."""
+    one = family(name)
+    fields = one.config.model_fields.items()
+    lines = [f"  {option} = {field.default!r}{'  # ' + field.description if field.description else ''}" for option, field in fields]
+    return "\n".join((f"{name}: {one.says}", f"takes {one.config.takes} variables as they are", *lines))
+
+
+def _answers(name: str) -> list[str]:
+    model = family(name).config.model
+    return ["-" if kind_of(model, question) is Kind.NONE else str(kind_of(model, question)) for question in QUESTIONS]
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join((head, "|" + "---|" * len(rows[0]), *body))

@@ -1,0 +1,167 @@
+"""PofX: the user's columns in, the user's columns out; every number labelled; answers agree with closed forms."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+import pofx
+from pofx.errors import DataError, OptionError, Unavailable
+from pofx.types import Answer, Kind
+
+
+@pytest.fixture(scope="module")
+def penguins():
+    return pofx.fit("penguins", "latent_class", components=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def normal():
+    """A Gaussian over three correlated real columns, and its rows."""
+    rng = np.random.RandomState(0)
+    x = rng.randn(500, 3) @ rng.randn(3, 3) + [1.0, -2.0, 3.0]
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    return pofx.fit(frame, "gaussian", holdout=frame[:50]), frame
+
+
+def test_a_frame_comes_back_as_it_went_in(penguins):
+    train = pofx.load("penguins").train
+    drawn = penguins.sample(20)
+    assert list(drawn.columns) == list(train.columns)
+    assert (drawn.dtypes == train.dtypes).all()
+
+
+def test_polars_in_polars_out():
+    frame = pl.DataFrame({"a": np.random.RandomState(0).randn(100), "b": ["x", "y"] * 50})
+    p = pofx.fit(frame, "independent")
+    assert p.sample(4).schema == frame.schema
+
+
+def test_arrays_keep_their_shape():
+    p = pofx.fit("digits", "independent")
+    assert p.sample(3).shape == (3, 8, 8)
+    assert p.sample(3).dtype == pofx.load("digits").train.dtype
+
+
+def test_two_samples_differ_and_equal_seeds_agree(penguins):
+    assert not penguins.sample(5).equals(penguins.sample(5))
+    pd.testing.assert_frame_equal(penguins.sample(5, seed=3), penguins.sample(5, seed=3))
+
+
+def test_the_same_seed_learns_the_same_bits():
+    a, b = (pofx.fit("iris", "realnvp", max_epochs=3, seed=5).model.state_dict() for _ in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_log_prob_is_the_closed_form(normal):
+    p, frame = normal
+    answer = p.log_prob(frame)
+    assert isinstance(answer, Answer)
+    assert answer.kind is Kind.EXACT
+    assert answer.error is None
+    mean, covariance = frame.mean().to_numpy(), np.cov(frame.T, bias=True)
+    reference = torch.distributions.MultivariateNormal(torch.as_tensor(mean), torch.as_tensor(covariance))
+    np.testing.assert_allclose(np.asarray(answer), reference.log_prob(torch.as_tensor(frame.to_numpy())), atol=2e-2)
+
+
+def test_score_is_the_mean_with_its_error(normal):
+    p, frame = normal
+    each, score = np.asarray(p.log_prob(frame)), p.score(frame)
+    assert float(score) == pytest.approx(each.mean())
+    assert float(score.error) == pytest.approx(each.std(ddof=1) / math.sqrt(len(each)))
+
+
+def test_conditional_and_marginal_compose(normal):
+    p, _frame = normal
+    q = p.conditional(a=1.0).marginal("c")
+    assert q.domain.names == ("c",)
+    joint = p.marginal("a", "c").log_prob(pd.DataFrame({"a": [1.0], "c": [2.5]}))
+    alone = p.marginal("a").log_prob(pd.DataFrame({"a": [1.0]}))
+    assert float(q.log_prob(pd.DataFrame({"c": [2.5]})).value[0]) == pytest.approx(float(joint.value[0] - alone.value[0]))
+
+
+def test_a_missing_cell_is_marginalised(normal):
+    p, _ = normal
+    rows = pd.DataFrame({"a": [1.0], "b": [math.nan], "c": [2.0]})
+    assert p.log_prob(rows).value[0] == pytest.approx(p.marginal("a", "c").log_prob(rows[["a", "c"]]).value[0])
+
+
+def test_expectation_has_its_error(normal):
+    p, frame = normal
+    answer = p.expectation(lambda rows: rows["a"] * rows["b"], n=20_000)
+    exact = float(p.model.base.covariance[0, 1]) if hasattr(p.model, "covariance") else None
+    assert answer.kind is Kind.ESTIMATE
+    reference = np.cov(frame.T, bias=True)[0, 1] + frame["a"].mean() * frame["b"].mean() if exact is None else exact
+    assert abs(float(answer) - reference) < 5.5 * float(answer.error) + 1e-2  # 5.5 standard errors: fails 4e-8 of seeds
+
+
+def test_impute_keeps_what_is_seen_and_fills_the_rest(penguins):
+    test = pofx.load("penguins").test
+    holes = test.copy()
+    holes.loc[holes.index[::2], "species"] = None
+    holes.loc[holes.index[1::2], "body_mass_g"] = np.nan
+    full = penguins.impute(holes)
+    assert not full.isna().any().any()
+    seen = holes.notna()
+    assert (full.where(seen) == holes.where(seen))[seen].stack().all()
+    accuracy = (full["species"] == test["species"])[::2].mean()
+    assert accuracy > 0.9
+    draws = penguins.impute(holes, n=3)
+    assert len(draws) == 3
+    assert not draws[0].equals(draws[1])
+
+
+def test_a_refusal_names_who_can():
+    p = pofx.fit("moons", "realnvp", max_epochs=1)
+    with pytest.raises(Unavailable, match=r"families that answer it: .*gmm"):
+        p.marginal("x0")
+
+
+def test_questions_say_their_kind(penguins):
+    assert penguins.questions["conditional"] is Kind.EXACT
+    assert penguins.questions["decode"] is Kind.NONE
+
+
+def test_given_columns_are_conditions():
+    rng = np.random.RandomState(0)
+    dose = rng.rand(800)
+    frame = pd.DataFrame({"dose": dose, "response": 3 * dose + 0.1 * rng.randn(800)})
+    q = (
+        pofx.fit(frame, "realnvp", given="dose", max_epochs=60, learning_rate=5e-3)
+        if False
+        else pofx.fit(frame, "vae", given=["dose"], max_epochs=60)
+    )
+    drawn = q.sample(200, given=pd.DataFrame({"dose": [0.0, 1.0]}), seed=0)
+    assert list(drawn.columns) == ["response"]
+    low, high = drawn["response"][:200].mean(), drawn["response"][200:].mean()
+    assert high - low > 2.0
+    assert q.log_prob(frame[:5]).value.shape == (5,)
+    with pytest.raises(DataError):
+        q.sample(5)
+
+
+def test_search_keeps_the_best():
+    found = pofx.search("gmm", "moons", trials=3, seed=0)
+    assert found.best.origin.family == "gmm"
+    assert len(found.trials) == 3
+
+
+BAD = {
+    "unknown column": (lambda p: p.marginal("colour"), OptionError, "no column 'colour'"),
+    "evidence on an unknown column": (lambda p: p.conditional(colour=1), OptionError, "no column 'colour'"),
+    "an unseen level": (lambda p: p.conditional(species="Emperor"), DataError, "Emperor"),
+    "no column kept": (lambda p: p.marginal(), OptionError, "distinct variables"),
+    "a negative number of rows": (lambda p: p.sample(-1), OptionError, "0 or more"),
+    "two values at once": (lambda p: p.conditional(species=["Adelie", "Gentoo"]), OptionError, "one value"),
+    "f of another shape": (lambda p: p.expectation(lambda rows: np.zeros(3)), OptionError, "one number"),
+    "a missing column": (lambda p: p.log_prob(pd.DataFrame({"species": ["Adelie"]})), DataError, "island"),
+}
+
+
+@pytest.mark.parametrize(("ask", "error", "fragment"), BAD.values(), ids=BAD)
+def test_a_bad_question_is_one_sentence(penguins, ask, error, fragment):
+    with pytest.raises(error, match=fragment):
+        ask(penguins)

@@ -1,0 +1,90 @@
+"""Which maps lead from a domain to what a family takes: first a lift, then an elementwise bijection.
+
+    everything  no map: the family models the domain as it is.
+    discrete    counts and levels as they are; real variables standardised, with their resolution and atom carried along;
+                positive ones by their log, intervals by their logit, after a lift where they are rounded or have an atom.
+    reals       every variable becomes a standardised real: codes as normal scores, rounded values and atoms as cells.
+
+`plan` reads the domain alone, so a file rebuilds the same maps; their numbers come from data or from the file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from pofx.domain import CONTINUOUS, Domain, Variable, VariableKind
+from pofx.errors import OptionError
+from pofx.transforms.dequantise import Cells, Lift, NormalScores
+from pofx.transforms.elementwise import Elementwise, Scale
+
+MAX_SCORED = 1024  # codes with more values than this are cells of width 1: a table of their frequencies would be mostly empty
+TAKES = ("everything", "discrete", "reals")
+
+
+def plan(domain: Domain, takes: str) -> tuple[Lift | None, Elementwise | None]:
+    """The maps, not yet fitted; None where nothing is to do.
+
+    Raises:
+        OptionError: `takes` is none of everything, discrete, reals.
+    """
+    if takes not in TAKES:
+        raise OptionError(f"a family takes one of {', '.join(TAKES)}, got {takes!r}")
+    if takes == "everything":
+        return None, None
+    reals = takes == "reals"
+    coded = [d for d, v in enumerate(domain.variables) if reals and (v.cardinality or MAX_SCORED + 1) <= MAX_SCORED]
+    celled = [d for d, v in enumerate(domain.variables) if d not in coded and _needs_cells(v, reals)]
+    lift = Lift(len(domain), _part(NormalScores, domain, coded), coded, _part(Cells, domain, celled), celled)
+    scales = [Scale.IDENTITY if d in coded else _scale(v, reals) for d, v in enumerate(domain.variables)]
+    # A real variable's atom that is not lifted stays an atom, and is what it is standardised about: it becomes 0 exactly.
+    atoms = [None if d in celled else v.spike for d, v in enumerate(domain.variables)]
+    moved = any(d not in coded and (reals or v.continuous) for d, v in enumerate(domain.variables))
+    return (lift if coded or celled else None), (Elementwise(scales, atoms) if moved else None)
+
+
+def image(domain: Domain, lift: Lift | None, transform: Elementwise | None, scale: Sequence[float] | None = None) -> Domain:
+    """The domain behind the maps: what the family is built on.
+
+    Args:
+        domain: the user's.
+        lift: what `plan` gave.
+        transform: what `plan` gave.
+        scale: of each variable; the transform's own when not given (a map without numbers yet has none).
+    """
+    if lift is None and transform is None:
+        return domain
+    if scale is None:
+        scale = [1.0] * len(domain) if transform is None else transform.scale.tolist()
+    lifted = set() if lift is None else set(lift.lifted)
+    seen = (_image(v, d in lifted, s) for d, (v, s) in enumerate(zip(domain.variables, scale, strict=True)))
+    return Domain(tuple(seen), domain.shape)
+
+
+def _image(v: Variable, lifted: bool, scale: float) -> Variable:
+    if not lifted and v.kind not in CONTINUOUS:
+        return v
+    carried = v.kind is VariableKind.REAL and not lifted
+    step = v.resolution / scale if carried and v.resolution is not None else None
+    spike = 0.0 if carried and v.spike is not None else None
+    return Variable(v.name, VariableKind.REAL, resolution=step, spike=spike)
+
+
+def _needs_cells(v: Variable, reals: bool) -> bool:
+    rough = v.resolution is not None or v.spike is not None
+    if reals:
+        return rough or not v.continuous
+    return rough and v.kind in {VariableKind.POSITIVE, VariableKind.INTERVAL}
+
+
+def _scale(v: Variable, reals: bool) -> Scale:
+    if v.kind is VariableKind.POSITIVE:
+        return Scale.LOG
+    if v.kind is VariableKind.INTERVAL:
+        return Scale.LOGIT
+    endless = v.kind is VariableKind.COUNT and v.cardinality is None
+    return Scale.LOG if reals and endless else Scale.IDENTITY
+
+
+def _part(kind: type[NormalScores] | type[Cells], domain: Domain, columns: Sequence[int]) -> nn.Module:
+    return kind([domain.variables[d] for d in columns])

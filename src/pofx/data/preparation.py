@@ -41,10 +41,10 @@ def prepare(domain: Domain, x: Tensor, takes: str) -> Preparation:
         takes: everything, discrete or reals; see `pofx.transforms.plan`.
     """
     lift, transform = plan.plan(domain, takes)
-    y = x.double()
     if lift is not None:
-        y = lift.fit(y).centre(y)
+        lift.fit(x.double())
     if transform is not None:
+        y = x.double() if lift is None else lift.spread(x)[0]
         _set_support(transform, domain, lift, y)
         _standardise(transform, domain, lift, y)
     return Preparation(lift, transform, plan.image(domain, lift, transform))

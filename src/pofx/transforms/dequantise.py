@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 from torch.special import ndtr, ndtri
 
 from pofx.domain import CONTINUOUS, LEVELLED, Variable, VariableKind
@@ -67,11 +68,7 @@ class NormalScores(PerVariable, Surjection):
 
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """y ~ N(0, 1) restricted to the cell of x, and -log q(y | x)."""
-        return self._placed(x, _uniform(x, generator))
-
-    def centre(self, x: X) -> X:
-        """The median of each cell."""
-        return self._placed(x, torch.full_like(x, 0.5, dtype=torch.float64))[0]
+        return self.place(x, _uniform(x, generator))
 
     def select(self, keep: Sequence[int]) -> "NormalScores":
         """The map of some of the variables, in the order given."""
@@ -79,7 +76,8 @@ class NormalScores(PerVariable, Surjection):
         part.cumulative.copy_(self.cumulative[list(keep), : part.cumulative.shape[1]])
         return part
 
-    def _placed(self, x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, x: X, share: X) -> tuple[X, Nats]:
+        """The y that has the given share of its cell's mass below it, and -log q(y | x)."""
         k = x - self.first
         valid = (k >= 0) & (k <= self.last)
         index = torch.where(valid, k, 0.0).long()
@@ -149,11 +147,7 @@ class Cells(PerVariable, Surjection):
 
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """y uniform on the cell or slab of x, and -log q(y | x) in the domain's base measure."""
-        return self._placed(x, _uniform(x, generator))
-
-    def centre(self, x: X) -> X:
-        """The middle of each cell."""
-        return self._placed(x, torch.full_like(x, 0.5, dtype=torch.float64))[0]
+        return self.place(x, _uniform(x, generator))
 
     def select(self, keep: Sequence[int]) -> "Cells":
         """The map of some of the variables, in the order given."""
@@ -161,7 +155,8 @@ class Cells(PerVariable, Surjection):
         part.gap.copy_(self.gap[list(keep)])
         return part
 
-    def _placed(self, x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, x: X, share: X) -> tuple[X, Nats]:
+        """The y that has the given share of its cell below it, and -log q(y | x)."""
         width = self.resolution + self.gap
         is_atom = x == self.atom
         beside = x + self.resolution * (share - 0.5) + torch.where(x > self.atom, self.gap, 0.0)
@@ -205,18 +200,23 @@ class Lift(PerVariable, Surjection):
 
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """y ~ q(y | x) and -log q(y | x)."""
+        return self.place(x, _uniform(x, generator))
+
+    def place(self, x: X, share: X) -> tuple[X, Nats]:
+        """The y that has the given share of its cell below it, and -log q(y | x)."""
         y, log_weight = x.double().clone(), torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
         for part, columns in self._parts():
-            y[..., columns], own = part.lift(y[..., columns], generator=generator)
+            y[..., columns], own = part.place(y[..., columns], share[..., columns])
             log_weight = log_weight + own
         return y, log_weight
 
     def centre(self, x: X) -> X:
-        """A fixed point of each cell, without noise: what `encode` encodes."""
-        y = x.double().clone()
-        for part, columns in self._parts():
-            y[..., columns] = part.centre(y[..., columns])
-        return y
+        """The middle of each cell: what `encode` encodes."""
+        return self.place(x, torch.full_like(x, 0.5, dtype=torch.float64))[0]
+
+    def spread(self, x: X) -> tuple[X, Nats]:
+        """Like `lift`, but at quasi-random points: the same for the same x, and even over the cells of many rows."""
+        return self.place(x, even_shares(x.reshape(-1, x.shape[-1])).reshape(x.shape))
 
     def select(self, keep: Sequence[int]) -> "Lift":
         """The map of some of the variables, in the order given."""
@@ -228,6 +228,14 @@ class Lift(PerVariable, Surjection):
     def _parts(self) -> list[tuple[NormalScores | Cells, slice | list[int]]]:
         both: list[tuple[NormalScores | Cells, tuple[int, ...]]] = [(self.scores, self.coded), (self.cells, self.celled)]
         return [(part, slice(None) if len(own) == self.dim else list(own)) for part, own in both if own]
+
+
+def even_shares(x: Tensor) -> Tensor:
+    """Scrambled Sobol points in (0, 1)^D, one for each row of x (N, D)."""
+    known = SobolEngine.MAXDIM
+    points = SobolEngine(min(x.shape[1], known), scramble=True, seed=0).draw(len(x), dtype=torch.float64)
+    columns = torch.arange(x.shape[1]) % known
+    return points[:, columns].to(x.device).clamp(INSIDE, 1 - INSIDE)
 
 
 def resolution(variable: Variable) -> float:

@@ -1,0 +1,281 @@
+"""A family behind preparation: p(x) in the user's variables from a base p(u) over what the family takes."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pofx.domain import LEVELLED, Domain
+from pofx.errors import Unavailable
+from pofx.models.base import FullBatch, Model, labelled
+from pofx.models.composed.mixture import MixtureOfModels
+from pofx.models.composed.weighted import WeightedMean, WeightedPick
+from pofx.nets.features import Features
+from pofx.transforms.dequantise import Lift, even_shares, on_grid
+from pofx.transforms.elementwise import Elementwise
+from pofx.transforms.plan import image
+from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
+
+CELL_POINTS = 32  # points at which an integral over the cell of lifted evidence is taken
+
+
+class Prepared(Model):
+    """p(x | c) = p_u(T^-1(x) | h(c)) |det J|, or with a lift the bound E_q(y|x) [log p_y(y | c) - log q(y | x)] on its log.
+
+    Exact where the base is and nothing is lifted. With a lift, log_prob is the mean of the bound over `draws`
+    draws of y, with its standard error; the loss is the bound at one draw. Every variable has its own map, so
+    marginals pass through; evidence on a lifted variable is an event, over which the answer averages.
+
+    Args:
+        base: the family, on `image(domain, lift, transform)`.
+        lift: the surjection x = S(y) of some variables, or None.
+        transform: the bijection y = T(u), or None.
+        domain: what x is.
+        context_features: h, what the base sees of c, or None without c.
+        context: what c is, or None.
+        draws: of the lift, a row and log_prob.
+        build: makes the base again when a file's tensors show a grid of another width; None: the base stays.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self,
+        base: Model,
+        lift: Lift | None,
+        transform: Elementwise | None,
+        domain: Domain,
+        *,
+        context_features: Features | None = None,
+        context: Domain | None = None,
+        draws: int = 8,
+        build: Callable[[Domain], Model] | None = None,
+    ) -> None:
+        super().__init__(domain, context)
+        self.base, self.lift, self.transform = base, lift, transform
+        self.context_features, self.draws, self.build = context_features, draws, build
+        lifted = Kind.EXACT if lift is None else Kind.BOUND
+        self.density = base.density.worst(lifted)  # type: ignore[misc]
+        self.sampling = base.sampling  # type: ignore[misc]
+        self.missing = base.missing.worst(lifted)  # type: ignore[misc]
+        grid = [v.resolution or 0.0 for v in domain.variables]
+        self.register_buffer("grid", torch.tensor(grid, dtype=torch.float64), persistent=False)
+
+    def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
+        """The base's loss at one draw of the lift, in the user's units."""
+        u, log_weight = self._to_base(x, generator)
+        return self.base.loss(u, self._features(c), generator=generator) - log_weight
+
+    def initialise(self, x: X, c: Context | None = None) -> None:
+        """Pass on to the base what it sees of the data."""
+        self.base.initialise(self._spread(x)[0], self._features(c))
+
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        return self._log_prob_and_error(x, c, generator)[0]
+
+    def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
+        if self.lift is None:
+            return self._bound(x, c, generator)
+        values, errors = zip(*(self._bound(x, c, generator) for _ in range(self.draws)), strict=True)
+        return mean_and_error(torch.stack(values), torch.stack(errors))
+
+    def _bound(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+        """log p_u(u | c) - log q(u | x) at one u, and the base's own error; -inf outside the support."""
+        u, log_weight = self._to_base(x, generator)
+        outside = u.isinf()
+        value, error = self.base.log_prob_and_error(torch.where(outside, 0.0, u), self._features(c), generator=generator)
+        value = torch.where(outside.any(-1), -math.inf, value.double() + log_weight)
+        return value, torch.where(outside.any(-1), 0.0, error.double())
+
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        return self._to_user(self.base._sample(n, self._features(c), generator))
+
+    # -- the way to the base and back --------------------------------------------------------------
+
+    def _to_base(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """u ~ q(u | x) and -log q(u | x), the bijection's slope included."""
+        y, log_weight = (x.double(), 0.0) if self.lift is None else self.lift.lift(x, generator=generator)
+        return self._inverse(y, log_weight)
+
+    def _spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at quasi-random points, equal for equal rows."""
+        y, log_weight = (x.double(), 0.0) if self.lift is None else self.lift.spread(x)
+        return self._inverse(y, log_weight)
+
+    def _inverse(self, y: Tensor, log_weight: Tensor | float) -> tuple[Tensor, Tensor]:
+        if self.transform is None:
+            return y.to(dtype_of(self.base)), y.new_zeros(y.shape[:-1]) + log_weight
+        u, log_det = self.transform.inverse(y)
+        return u.to(dtype_of(self.base)), log_det + log_weight
+
+    def _to_user(self, u: Tensor) -> Tensor:
+        y = u.double() if self.transform is None else self.transform(u.double())[0]
+        return on_grid(y if self.lift is None else self.lift(y), self.grid)
+
+    def _features(self, c: Tensor | None) -> Tensor | None:
+        return c if c is None or self.context_features is None else self.context_features(c.double()).to(dtype_of(self.base))
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    def _over(self, base: Model, keep: Sequence[int]) -> "Prepared":
+        """Another base over some of the variables, behind their maps."""
+        lift = None if self.lift is None or not set(keep) & set(self.lift.lifted) else self.lift.select(keep)
+        transform = None if self.transform is None else self.transform.select(keep)
+        features = self.context_features if base.context is not None else None
+        context = self.context if base.context is not None else None
+        return Prepared(base, lift, transform, self.domain.select(keep), context_features=features, context=context, draws=self.draws)
+
+    def _marginal(self, keep: tuple[int, ...]) -> Model:
+        return self._over(self.base.marginal(keep), keep)
+
+    def _conditional(self, evidence: Point) -> Model:
+        seen = (~evidence.isnan()).nonzero().flatten().tolist()
+        missing = evidence.isnan().nonzero().flatten().tolist()
+        if not self._lifted_among(seen):
+            u, _ = self._to_base(evidence, None)
+            self._check_possible(u)
+            return self._over(self.base.conditional(u), missing)
+        u, log_weight = self._spread(evidence.expand(CELL_POINTS, -1))
+        self._check_possible(u)
+        log_weight = log_weight + self.base.marginal(seen).log_prob(u[:, seen])
+        return self._over(MixtureOfModels([self.base.conditional(point) for point in u], log_weight), missing)
+
+    def _check_possible(self, u: Tensor) -> None:
+        if bool(u.isinf().any()):
+            raise Unavailable("conditional", type(self.base).__name__, "the evidence lies outside the domain, where p is 0")
+
+    def _mean(self) -> Point:
+        if not all(self._straight()):
+            raise Unavailable("mean", type(self.base).__name__, "a variable is on another scale or lifted", instead="the mean of samples")
+        return self._to_user(self.base.mean())
+
+    @labelled(Kind.ESTIMATE)
+    def _mode(self, evidence: Point) -> Point:
+        """Exact for affine maps; for a lifted variable the value whose cell the base's mode is in."""
+        bent = [d for d, affine in enumerate(self._affine()) if not affine and bool(evidence[d].isnan())]
+        if bent:
+            name = self.domain.names[bent[0]]
+            raise Unavailable(
+                "mode", type(self.base).__name__, f"{name!r} is on another scale", instead="the sample with the largest log_prob"
+            )
+        u, _ = self._inverse(evidence.double() if self.lift is None else self.lift.centre(evidence), 0.0)
+        return torch.where(evidence.isnan(), self._to_user(self.base.mode(u)), evidence)
+
+    @labelled(Kind.ESTIMATE)
+    def _impute(self, x: X, generator: Generator) -> X:
+        """Exact when every map is affine; else averages over draws of lifts and completions."""
+        straight = torch.tensor(self._straight(), device=x.device)
+        if bool(straight.all()):
+            return torch.where(x.isnan(), self._to_user(self.base.impute(self._to_base(x, generator)[0], generator=generator)), x)
+        levels = Levels(self.domain, x.device)
+        mean = WeightedMean()
+        for _ in range(CELL_POINTS):
+            u, log_weight = self._weighed(x, generator)
+            drawn = self._to_user(self.base.complete(u, generator=generator))
+            centre = self._to_user(self.base.impute(u, generator=generator))
+            mean.add(levels.with_votes(torch.where(straight, centre, drawn)), log_weight)
+        return torch.where(x.isnan(), levels.elected(mean.value), x)
+
+    @labelled(Kind.ESTIMATE)
+    def _complete(self, x: X, generator: Generator) -> X:
+        """Exact without a lift; else the draw of the lift is chosen among several by its weight."""
+        pick = WeightedPick(generator)
+        for _ in range(CELL_POINTS if self._lifted_among(range(len(self.domain))) and self.base.missing is not Kind.NONE else 1):
+            pick.add(*self._weighed(x, generator))
+        return torch.where(x.isnan(), self._to_user(self.base.complete(pick.value, generator=generator)), x)
+
+    def _weighed(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """A draw of the lift and the log of p(u observed) / q(u | x), where the base knows the numerator."""
+        u, log_weight = self._to_base(x, generator)
+        if self.lift is None or self.base.missing is Kind.NONE:
+            return u, torch.zeros_like(log_weight)
+        return u, log_weight + self.base.log_prob(u, generator=generator)
+
+    def _encode(self, x: X, c: Context | None) -> Latent:
+        y = x.double() if self.lift is None else self.lift.centre(x)
+        return self.base.encode(self._inverse(y, 0.0)[0], self._features(c))
+
+    def _decode(self, z: Latent, c: Context | None) -> X:
+        return self._to_user(self.base.decode(z, self._features(c)))
+
+    def _affine(self) -> tuple[bool, ...]:
+        return (True,) * len(self.domain) if self.transform is None else self.transform.affine
+
+    def _straight(self) -> list[bool]:
+        """Which variables' expectations pass through their maps."""
+        return [affine and not self._lifted_among([d]) for d, affine in enumerate(self._affine())]
+
+    def _lifted_among(self, variables: Sequence[int]) -> bool:
+        return self.lift is not None and bool(set(self.lift.lifted) & set(variables))
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take the state that `state_dict` gave; a base whose grid depends on it is built again.
+
+        Raises:
+            FileError: a name, type or shape is not the model's.
+        """
+        super().load_tensors(tensors)
+        domain = image(self.domain, self.lift, self.transform)
+        if self.build is not None and domain != self.base.domain:
+            self.base = self.build(domain)
+            super().load_tensors(tensors)
+
+
+class PreparedFullBatch(Prepared, FullBatch):
+    """The same over a base that learns from all rows at once."""
+
+    def steps(self, x: Tensor, *, holdout: Tensor | None = None, generator: Generator = None) -> Iterator[float]:
+        """The base's steps on one draw of the lift; yields the mean bound of the rows in the user's units."""
+        u, log_weight = self._to_base(x, generator)
+        held = None if holdout is None else self._to_base(holdout, generator)[0]
+        for value in cast("FullBatch", self.base).steps(u, holdout=held, generator=generator):
+            yield value + float(log_weight.mean())
+
+
+class Levels:
+    """Values of rows, with a vote for the level each levelled variable takes.
+
+    Args:
+        domain: what the rows are.
+        device: where they are.
+    """
+
+    def __init__(self, domain: Domain, device: torch.device) -> None:
+        self.sizes = {d: len(v.levels) for d, v in enumerate(domain.variables) if v.kind in LEVELLED}
+        self.dim = len(domain)
+        pairs = [(d, k) for d, size in self.sizes.items() for k in range(size)]
+        self.variable = torch.tensor([d for d, _ in pairs], dtype=torch.long, device=device)
+        self.code = torch.tensor([k for _, k in pairs], dtype=torch.float64, device=device)
+
+    def with_votes(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, D + levels): 1 at the level each row has."""
+        return torch.cat((x, (x[:, self.variable] == self.code).double()), dim=1)
+
+    def elected(self, averaged: Tensor) -> Tensor:
+        """(N, D + levels) -> (N, D): the mean of numbers, the level with the most votes."""
+        x = averaged[:, : self.dim].clone()
+        if self.sizes:
+            votes = averaged[:, self.dim :].split(list(self.sizes.values()), dim=1)
+            x[:, list(self.sizes)] = torch.stack([v.argmax(1).double() for v in votes], dim=1)
+        return x
+
+
+def mean_and_error(values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the first axis and its standard error, from the spread and from each value's own error."""
+    draws = len(values)
+    mean = values.mean(0)
+    spread = torch.where(mean.isfinite(), values, 0.0).var(0) if draws > 1 else torch.zeros_like(mean)
+    return mean, ((spread + errors.square().mean(0)) / draws).sqrt()
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """That of the model's numbers: its parameters', or else its buffers'."""
+    for tensors in (model.parameters(), model.buffers()):
+        for t in tensors:
+            if t.is_floating_point():
+                return t.dtype
+    return torch.float64

@@ -49,3 +49,31 @@ class Surjection(nn.Module, abc.ABC):
     @abc.abstractmethod
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """Data to base: y ~ q(y | x) and -log q(y | x)."""
+
+
+class Compose(Transform):
+    """T = T_K o ... o T_1, in the order given; the log-determinants add up.
+
+    Args:
+        *parts: T_1, ..., T_K.
+    """
+
+    def __init__(self, *parts: Transform) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Base to data: T_1 first."""
+        log_det = u.new_zeros(u.shape[:-1])
+        for part in self.parts:
+            u, own = part(u, c)
+            log_det = log_det + own
+        return u, log_det
+
+    def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Data to base: T_K undone first."""
+        log_det = x.new_zeros(x.shape[:-1])
+        for part in reversed(self.parts):
+            x, own = part.inverse(x, c)
+            log_det = log_det + own
+        return x, log_det

@@ -1,0 +1,143 @@
+"""Tables and arrays to tensors of a domain.
+
+Columns are found by name, in any order; a level becomes its position in the variable's levels; a missing cell (None,
+null, NaN, NA) becomes NaN. `decode` in `containers` is the way back.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pofx.data.frames import Column, array, column, is_table, numbers, table
+from pofx.data.inference import refuse_infinity
+from pofx.domain import LEVELLED, Domain, Variable, VariableKind, did_you_mean
+from pofx.errors import DataError
+
+Rows = Float[Tensor, "N D"]
+
+
+def encode(data: Any, domain: Domain, *, partial: bool = False) -> Rows:  # noqa: ANN401
+    """Rows as a tensor (N, D) of the domain, NaN = missing.
+
+    Columns that the domain does not know are left out, unless `partial`: then a column the domain knows may be absent
+    (it is unobserved), and one that it does not know is refused, because it may be a slip of the pen.
+
+    Raises:
+        DataError: a column is absent, or a value is infinite, an unseen level, or outside what its variable can be; the
+            sentence names column and row, rows counted from 0.
+    """
+    if not is_table(data):
+        return torch.from_numpy(_from_array(array(data), domain))
+    frame = table(data)
+    _check_names(frame.columns, domain.names, partial=partial)
+    x = np.full((len(frame), len(domain)), np.nan)
+    for d, v in enumerate(domain.variables):
+        if v.name in frame.columns:
+            x[:, d] = _codes(column(frame[v.name], v.name), v)
+    check_support(x, domain)
+    return torch.from_numpy(x)
+
+
+def _check_names(came: Sequence[str], known: Sequence[str], *, partial: bool) -> None:
+    absent = [name for name in known if name not in came]
+    if absent and not partial:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise DataError(f"the rows lack column {absent[0]!r}{more}{did_you_mean(absent[0], came)}")
+    if partial:
+        for name in came:
+            if name not in known:
+                raise DataError(f"there is no column {name!r}{did_you_mean(name, known)}")
+
+
+def _from_array(x: NDArray[Any], domain: Domain) -> NDArray[np.float64]:
+    flat = np.ascontiguousarray(_as_event(x, domain)).reshape(len(x), len(domain)).astype(np.float64)
+    for d, v in enumerate(domain.variables):
+        if v.kind in LEVELLED:
+            flat[:, d] = _codes(numbers(v.name, flat[:, d], str(x.dtype), whole=False), v)
+    check_support(flat, domain)
+    return flat
+
+
+def _as_event(x: NDArray[Any], domain: Domain) -> NDArray[Any]:
+    """The rows in the layout of the domain: as they are, flat, or with the colours moved to the front."""
+    if x.shape[1:] == domain.shape or x.shape[1:] == (len(domain),) or (x.ndim == 1 and len(domain) == 1):
+        return x
+    if len(domain.shape) == 3 and x.shape[1:] == (*domain.shape[1:], domain.shape[0]):
+        return np.moveaxis(x, -1, 1)
+    event = ", ".join(map(str, domain.shape))
+    one = "; for one row, add the first axis: x[None]" if x.shape == domain.shape else ""
+    raise DataError(f"rows of shape (N, {event}) were expected, got {x.shape}{one}")
+
+
+def _codes(c: Column, v: Variable) -> NDArray[np.float64]:
+    """The column as numbers; levels as their positions."""
+    if v.kind in LEVELLED:
+        return _positions(c, v)
+    if c.sort != "words":
+        return np.asarray(c.values, dtype=np.float64)
+    if len(c.seen):
+        row = int(np.flatnonzero(~c.missing)[0])
+        raise DataError(f"column {c.name!r} is of kind {v.kind} and needs numbers, got the text {c.values[row]!r} in row {row}")
+    return np.full(len(c.values), np.nan)
+
+
+def _positions(c: Column, v: Variable) -> NDArray[np.float64]:
+    words = any(isinstance(level, str) for level in v.levels)
+    known = pd.Index(v.levels, dtype=object) if words or c.sort == "words" else pd.Index([float(level) for level in v.levels])
+    at = known.get_indexer(pd.Index(c.values, dtype=known.dtype)).astype(np.float64)
+    missing = c.missing
+    if unseen := np.flatnonzero((at < 0) & ~missing).tolist():
+        value = c.values[unseen[0]]
+        near = did_you_mean(str(value), map(str, v.levels))
+        raise DataError(f"column {c.name!r} has no level {_shown(value)} (row {unseen[0]}){near}")
+    at[missing] = np.nan
+    return at
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    return repr(value) if isinstance(value, str) else f"{value:g}"
+
+
+def check_support(x: NDArray[np.float64], domain: Domain) -> None:
+    """Refuse the first value that its variable can not take.
+
+    Raises:
+        DataError: an infinity, a count that is not whole, a value outside the bounds; names column and row.
+    """
+    refuse_infinity(x, domain.names)
+    for wrong, what in ((_outside(x, domain), _bounds), (_broken(x, domain), lambda _: "is a count of whole numbers")):
+        if wrong.any():
+            row, d = np.argwhere(wrong)[0]
+            v = domain.variables[d]
+            raise DataError(f"column {v.name!r} {what(v)}, got {x[row, d]:g} in row {row}: mend the value, or declare another kind")
+
+
+def _outside(x: NDArray[np.float64], domain: Domain) -> NDArray[np.bool_]:
+    least, most, spikes = np.array([(*_limits(v), np.nan if v.spike is None else v.spike) for v in domain.variables]).T
+    return ((x < least) | (x > most)) & (x != spikes)
+
+
+def _limits(v: Variable) -> tuple[float, float]:
+    """The least and greatest value; an open end is closed one step inside, or at the end itself where values are rounded."""
+    lower = 0.0 if v.kind is VariableKind.POSITIVE else v.lower
+    if v.kind in {VariableKind.POSITIVE, VariableKind.INTERVAL} and v.resolution is None:
+        return float(np.nextafter(lower, np.inf)), float(np.nextafter(v.upper, -np.inf)) if v.upper < np.inf else np.inf
+    return (0.0, len(v.levels) - 1.0) if v.levels else (lower, v.upper)
+
+
+def _broken(x: NDArray[np.float64], domain: Domain) -> NDArray[np.bool_]:
+    counts = np.array([v.kind is VariableKind.COUNT for v in domain.variables])
+    return counts & (x != np.rint(x)) & ~np.isnan(x)
+
+
+def _bounds(v: Variable) -> str:
+    if v.kind is VariableKind.POSITIVE:
+        return "is positive" if v.resolution is None else "is not below 0"
+    brackets = "()" if v.kind is VariableKind.INTERVAL else "[]"
+    return f"lies in {brackets[0]}{v.lower:g}, {v.upper:g}{brackets[1]}"

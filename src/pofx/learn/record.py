@@ -1,0 +1,119 @@
+"""What a run of learning leaves behind: plain data that tell how the weights came about."""
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, TypedDict
+
+from pofx.errors import FileError
+
+
+class Row(TypedDict):
+    """One look at the run: both losses in nats per row (the family's own objective; lower is better)."""
+
+    step: int
+    epoch: int
+    train: float
+    holdout: float | None
+    seconds: float
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its history, why it stopped, and the step whose weights are kept."""
+
+    history: list[Row]
+    stopped: str
+    kept: int
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("pofx", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a model was learned.
+
+    Args:
+        family: the family's name in the registry, or its configuration's class.
+        options: the family's options.
+        history: one row per epoch (gradients) or step (EM, closed form).
+        stopped: why learning stopped: a clause without a full stop.
+        kept: the step whose weights the model has.
+        seconds: how long it took, stretches before a resume included.
+        seed: of all that was random.
+        device: where it was learned.
+        versions: of python, torch and pofx.
+    """
+
+    family: str
+    options: dict[str, Any]
+    history: list[Row]
+    stopped: str
+    kept: int
+    seconds: float
+    seed: int
+    device: str
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def summary(self) -> str:
+        """One sentence: what was learned, why learning stopped, and which weights were kept."""
+        return f"{self.family} learned for {self.seconds:.1f} s on {self.device} (seed {self.seed}): {self.stopped}; {self._weights()}."
+
+    def _weights(self) -> str:
+        row = next((r for r in self.history if r["step"] == self.kept), None)
+        if row is None:
+            return f"the weights of step {self.kept} are kept"
+        loss, rows = (row["train"], "training") if row["holdout"] is None else (row["holdout"], "held-out")
+        which = "only" if len(self.history) == 1 else "last" if row is self.history[-1] else "best"
+        return f"the weights of step {self.kept} (epoch {row['epoch']}, the {which}) are kept, {rows} loss {loss:.4g} nats a row"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what `from_json` reads back. JSON has no infinities or NaN: they become null."""
+        return _finite(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Record":
+        """The record that `to_json` wrote.
+
+        Raises:
+            FileError: the data do not describe one.
+        """
+        try:
+            return cls(**{**data, "history": [_row(r) for r in data["history"]], **_checked(data)})
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise FileError(f"this does not describe how a model was learned: {error!r}") from error
+
+
+def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
+    texts = {name: str(data[name]) for name in ("family", "stopped", "device")}
+    numbers = {"kept": int(data["kept"]), "seconds": float(data["seconds"]), "seed": int(data["seed"])}
+    return texts | numbers | {"options": dict(data["options"]), "versions": {k: str(v) for k, v in data["versions"].items()}}
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    train, holdout = data["train"], data["holdout"]
+    return Row(
+        step=int(data["step"]),
+        epoch=int(data["epoch"]),
+        train=math.nan if train is None else float(train),
+        holdout=None if holdout is None else float(holdout),
+        seconds=float(data["seconds"]),
+    )
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

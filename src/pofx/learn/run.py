@@ -1,0 +1,151 @@
+"""run: from an untrained model and rows to a learned model and the record of how."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.errors import DataError, OptionError
+from pofx.learn.checkpoint import Checkpoint, fingerprint
+from pofx.learn.distributed import choose_device, joined
+from pofx.learn.full_batch import learn_full_batch
+from pofx.learn.interrupt import deferred_interrupt
+from pofx.learn.loop import Rows, descend
+from pofx.learn.progress import shown
+from pofx.learn.record import Record
+from pofx.learn.streams import Stream, Streams, isolated, seed_of
+from pofx.learn.watch import Tracker, Watch
+from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model
+from pofx.models.registry import families
+from pofx.objectives import Likelihood
+
+PRECISIONS = ("full", "bf16")
+
+
+def run(
+    model: Model,
+    x: Tensor,
+    c: Tensor | None = None,
+    *,
+    config: FamilyConfig,
+    holdout: Tensor | None = None,
+    holdout_c: Tensor | None = None,
+    seed: int = 0,
+    budget: float | None = None,
+    device: str | torch.device | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_every: float = 30.0,
+    progress: bool | None = False,
+    tracker: Tracker | None = None,
+    precision: str = "full",
+    compile: bool = False,
+) -> Record:
+    """Learn the model's parameters from rows x (N, D), in place, and leave it on the device.
+
+    A family that learns from all rows at once takes its own steps; every other one descends its loss
+    by the gradient loop. The same seed gives the same weights, bit for bit on a CPU, whatever state
+    torch's global generators are in; they are left as they were.
+
+    Args:
+        model: what learns; under torchrun, equal on every process.
+        x: training rows.
+        c: their conditions.
+        config: the family's options.
+        holdout: rows that decide when to stop and which weights to keep.
+        holdout_c: their conditions.
+        seed: of shuffling, of the loss's draws and of dropout.
+        budget: seconds, after which the best weights so far are kept.
+        device: where to learn; None or "auto" takes a CUDA device when there is one.
+        checkpoint: a file the gradient loop writes to, and goes on from when it exists (every process must see it);
+            learning from all rows at once is not saved.
+        checkpoint_every: seconds between two checkpoints.
+        progress: None shows a bar on a terminal, True also plain lines where there is none, False nothing.
+        tracker: called with every new row of the history.
+        precision: "bf16" computes the loss under autocast; weights and held-out losses stay in full precision.
+        compile: whether `torch.compile` makes the loss.
+
+    Raises:
+        DataError: there are no rows, or the shapes do not fit.
+        OptionError: an option is out of range, or the checkpoint is another run's.
+        FileError: the checkpoint is damaged or can not be written.
+        TrainingError: a loss or weight is no longer finite; the sentence says at which step, and which weights the model has.
+    """
+    _check_rows(x, c, holdout, holdout_c)
+    _check_options(budget, precision)
+    where = choose_device(device)
+    model.to(where)
+    train, held = Rows.on(where, x, c), None if holdout is None else Rows.on(where, holdout, holdout_c)
+    with joined(where) as ranks, deferred_interrupt() as interrupted, isolated(seed_of(seed, Stream.TORCH), where):
+        saver = None
+        if checkpoint is not None and not isinstance(model, FullBatch):
+            saver = Checkpoint(Path(checkpoint), _identity(config, seed, precision, ranks.size, train, held), checkpoint_every)
+        with shown(progress if ranks.first else False, _steps(config, len(x))) as bar:
+            watch = Watch(ranks, interrupted, bar, budget=budget, checkpoint=saver, tracker=tracker)
+            if isinstance(model, FullBatch):
+                rows = None if held is None else held.x
+                outcome = learn_full_batch(model, train.x, rows, Streams(seed, 0, where).noise, watch)
+            else:
+                model.initialise(train.x, train.c)
+                objective = Likelihood(model, torch.compile(model.loss) if compile else model.loss)
+                outcome = descend(objective, train, held, _gradient(config), seed, watch, partial(_lowered, precision, where))
+    return Record(_family(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))
+
+
+def _check_rows(x: Tensor, c: Tensor | None, holdout: Tensor | None, holdout_c: Tensor | None) -> None:
+    if x.ndim != 2 or len(x) == 0:
+        raise DataError(f"learning takes one or more rows (N, D), got shape {tuple(x.shape)}")
+    if holdout is not None and (holdout.ndim != 2 or len(holdout) == 0 or holdout.shape[1] != x.shape[1]):
+        raise DataError(f"held-out rows are one or more of {x.shape[1]} variables, got shape {tuple(holdout.shape)}")
+    for rows, conditions, which in ((x, c, "training"), (holdout, holdout_c, "held-out")):
+        if conditions is not None and (rows is None or len(conditions) != len(rows)):
+            got = "none" if rows is None else str(len(rows))
+            raise DataError(f"every {which} row needs its condition: got {got} rows and {len(conditions)} conditions")
+    if holdout is not None and (c is None) != (holdout_c is None):
+        raise DataError("training and held-out rows have conditions both, or neither")
+
+
+def _check_options(budget: float | None, precision: str) -> None:
+    if budget is not None and not budget > 0:
+        raise OptionError(f"a budget is a positive number of seconds, got {budget}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision is 'full' or 'bf16', got {precision!r}")
+
+
+def _gradient(config: FamilyConfig) -> GradientConfig:
+    if not isinstance(config, GradientConfig):
+        raise OptionError(f"a family that learns by gradients takes a GradientConfig, got {type(config).__name__}")
+    return config
+
+
+def _steps(config: FamilyConfig, rows: int) -> int | None:
+    return config.max_epochs * -(-rows // config.batch_size) if isinstance(config, GradientConfig) else None
+
+
+def _lowered(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    if precision == "full":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _family(config: FamilyConfig) -> str:
+    """The family's name in the registry, or the class of an unregistered one."""
+    where = f"{type(config).__module__}:{type(config).__qualname__}"
+    return next((name for name, family in families().items() if family.where == where), type(config).__qualname__)
+
+
+def _identity(config: FamilyConfig, seed: int, precision: str, ranks: int, train: Rows, held: Rows | None) -> dict[str, Any]:
+    """What two stretches of one run have in common. How long to go on is no part of it, unless the warm-up follows from it."""
+    length = {"patience"} if getattr(config, "warmup", 0.0) else {"patience", "max_epochs"}
+    tensors = (train.x, train.c) + ((None, None) if held is None else (held.x, held.c))
+    return {
+        "family": _family(config),
+        "options": config.model_dump(mode="json", exclude=length),
+        "seed": seed,
+        "precision": precision,
+        "processes": ranks,
+        "data": fingerprint(*tensors),
+    }

@@ -3,22 +3,78 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from pofx.distributions.base import Law, Parameters, Values
+from pofx.distributions.base import Law, Parameters, Values, weighted_sums
+from pofx.distributions.newton import NewtonFit, distinct
+from pofx.errors import OptionError
 from pofx.types import Generator
+
+_EM_STEPS = 200  # from scratch
+_MORE_EM_STEPS = 2  # from a start that is already good, as inside an outer EM
+_SPIKE_STEPS = 30
+_EM_SETTLED = 1e-7  # gain in nats a row below which EM stops
 
 
 @dataclass(frozen=True)
-class Gridded(Law):
+class PointMass(Law):
+    """P(x = at) = 1; no parameters.
+
+    Args:
+        at: the one value.
+    """
+
+    at: float
+    width = 0
+    continuous = False
+
+    @property
+    def stand_in(self) -> float:
+        """The one value."""
+        return self.at
+
+    @property
+    def support(self) -> tuple[float, float]:  # type: ignore[override]
+        """The one value, twice."""
+        return self.at, self.at
+
+    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
+        at = x.new_full(torch.broadcast_shapes(parameters.shape[:-1], x.shape), self.at)
+        return torch.where(_same(x, self.at), torch.zeros_like(at), -torch.inf)
+
+    def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
+        return self.mean(parameters)
+
+    def mean(self, parameters: Parameters) -> Values:  # noqa: D102
+        return parameters.new_full(parameters.shape[:-1], self.at)
+
+    def mode(self, parameters: Parameters) -> Values:  # noqa: D102
+        return self.mean(parameters)
+
+    def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
+        return (x >= self.mean(parameters)).to(x)
+
+    def entropy(self, parameters: Parameters) -> Values:
+        """0."""
+        return parameters.new_zeros(parameters.shape[:-1])
+
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        return x.new_zeros(x.shape[1], weights.shape[-1], 0)
+
+
+@dataclass(frozen=True)
+class Gridded(NewtonFit):
     """p(x) = P(x - r/2 < X <= x + r/2) / r with X of the continuous law: the density of a value rounded to a grid.
 
-    The masses of all cells sum to 1, and no parameter makes the density exceed 1 / r, so a law that hits the grid is not rewarded for it.
+    The masses of all cells sum to 1, and no parameter makes the density exceed 1 / r: a law that hits the grid is
+    not rewarded for it. The law inside wants a floor of some share of r, so that cell / scale stays moderate.
 
     Args:
         law: of the value before rounding.
         resolution: r, the width of a cell.
-        origin: a point of the grid, to which draws are rounded; None where it is not known (draws are then of the law itself).
+        origin: a point of the grid, to which draws are rounded; None where it is not known (draws are then the law's own).
     """
 
     law: Law
@@ -34,6 +90,12 @@ class Gridded(Law):
     def stand_in(self) -> float:
         """That of the law."""
         return self.law.stand_in
+
+    @property
+    def support(self) -> tuple[float, float]:  # type: ignore[override]
+        """That of the law, and the half cells that reach over its ends."""
+        lower, upper = self.law.support
+        return lower - self.resolution / 2, upper + self.resolution / 2
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
         return self.law.log_mass(parameters, x, self.resolution) - math.log(self.resolution)
@@ -53,10 +115,230 @@ class Gridded(Law):
         """P(X <= upper edge of the cell of x)."""
         return self.law.cdf(parameters, x + self.resolution / 2)
 
-    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
-        return self.law._fit(x, seen, weights, start)
-
     def _rounded(self, x: Tensor) -> Tensor:
         if self.origin is None:
             return x
         return ((x - self.origin) / self.resolution).round() * self.resolution + self.origin
+
+    def _start(self, x: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+        lower, upper = self.law.support
+        quarter = self.resolution / 4  # a value rounded onto the edge of the support is moved inside
+        return self.law._fit(x.clamp(lower + quarter, upper - quarter), seen, weights, None)
+
+
+@dataclass(frozen=True)
+class MixtureLaw(Law):
+    """p(x) = sum_c pi_c p_c(x), every p_c of the same law; parameters: the logits of pi, then those of each component.
+
+    Args:
+        law: of the components.
+        components: how many.
+
+    Raises:
+        OptionError: fewer than one component.
+    """
+
+    law: Law
+    components: int
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise OptionError(f"a mixture needs 1 or more components, got {self.components}")
+
+    @property
+    def width(self) -> int:
+        """A logit and the law's parameters for each component."""
+        return self.components * (1 + self.law.width)
+
+    @property
+    def stand_in(self) -> float:
+        """That of the law."""
+        return self.law.stand_in
+
+    @property
+    def continuous(self) -> bool:  # type: ignore[override]
+        """That of the law."""
+        return self.law.continuous
+
+    @property
+    def numbers(self) -> bool:  # type: ignore[override]
+        """That of the law."""
+        return self.law.numbers
+
+    @property
+    def support(self) -> tuple[float, float]:  # type: ignore[override]
+        """That of the law."""
+        return self.law.support
+
+    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
+        return self._joint(parameters, x).logsumexp(-1)
+
+    def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
+        log_pi, own = self._parts(parameters)
+        pi = log_pi.exp()
+        c = torch.multinomial(pi.reshape(-1, self.components), 1, replacement=True, generator=generator).reshape(*pi.shape[:-1], 1)
+        return self.law.sample(own, generator=generator).gather(-1, c)[..., 0]
+
+    def mean(self, parameters: Parameters) -> Values:  # noqa: D102
+        log_pi, own = self._parts(parameters)
+        return (log_pi.exp() * self.law.mean(own)).sum(-1)
+
+    def mode(self, parameters: Parameters) -> Values:
+        """The best of the components' modes: the maximum itself where they do not overlap."""
+        tried = self.law.mode(self._parts(parameters)[1])
+        log_p = self._log_prob(parameters[..., None, :], tried)
+        return tried.gather(-1, log_p.argmax(-1, keepdim=True))[..., 0]
+
+    def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
+        log_pi, own = self._parts(parameters)
+        return (log_pi.exp() * self.law.cdf(own, x[..., None])).sum(-1)
+
+    def log_mass(self, parameters: Parameters, x: Values, cell: float) -> Values:  # noqa: D102
+        log_pi, own = self._parts(parameters)
+        return (log_pi + self.law.log_mass(own, x[..., None], cell)).logsumexp(-1)
+
+    def log_prior(self, parameters: Parameters) -> Values:  # noqa: D102
+        return self.law.log_prior(self._parts(parameters)[1]).sum(-1)
+
+    def _parts(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi (*batch, C) and the components' parameters (*batch, C, width of the law)."""
+        logits, own = parameters[..., : self.components], parameters[..., self.components :]
+        return logits.log_softmax(-1), own.unflatten(-1, (self.components, self.law.width))
+
+    def _joint(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """log pi_c p_c(x): (*batch, C)."""
+        log_pi, own = self._parts(parameters)
+        return log_pi + self.law._log_prob(own, x[..., None])
+
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        """EM; each column and weighting is a problem of its own."""
+        values, w = distinct(x, seen, weights)
+        values, order = values.mT.sort(dim=0)  # (U, D)
+        w = w.permute(2, 0, 1).gather(0, order[..., None].expand(-1, -1, w.shape[1]))  # (U, D, K)
+        steps = _MORE_EM_STEPS if start is not None else _EM_STEPS
+        parameters = self._m_step(values, w, self._slices(w), None) if start is None else start
+        last = torch.full_like(w[0], -torch.inf)
+        for _ in range(steps):
+            joint = self._joint(parameters, values[..., None])  # (U, D, K, C)
+            log_p = joint.logsumexp(-1)
+            score = (w * log_p).sum(0) + self.log_prior(parameters)
+            if not (score - last > _EM_SETTLED * w.sum(0)).any():
+                break
+            last, parameters = score, self._m_step(values, w, (joint - log_p[..., None]).exp(), parameters)
+        return parameters
+
+    def _m_step(self, x: Tensor, w: Tensor, r: Tensor, parameters: Tensor | None) -> Tensor:
+        """The parameters (D, K, width) that are best for responsibilities r (U, D, K, C)."""
+        owned = w[..., None] * r
+        pi = owned.sum(0) + torch.finfo(w.dtype).eps
+        start = None if parameters is None else self._parts(parameters)[1].flatten(1, 2)
+        own = self.law._fit(x, torch.ones_like(x), owned.flatten(2), start)
+        return torch.cat((pi.log().log_softmax(-1), own.unflatten(1, pi.shape[1:]).flatten(2)), dim=-1)
+
+    def _slices(self, w: Tensor) -> Tensor:
+        """First responsibilities (U, D, K, C): component c has the c-th share of the sorted values, softened."""
+        total = w.sum(0).clamp_min(torch.finfo(w.dtype).tiny)
+        rank = (w.cumsum(0) - w / 2) / total
+        c = torch.arange(self.components, dtype=w.dtype, device=w.device)
+        return (-2 * (rank[..., None] * self.components - 0.5 - c).square()).softmax(-1)
+
+
+@dataclass(frozen=True)
+class SpikeAndSlab(Law):
+    """p(at) = pi (a probability), p(x) = (1 - pi) slab(x) elsewhere (a density); parameters: the logit of pi, then the slab's.
+
+    A slab on a grid reaches the spike as well: its mass there is added to pi.
+
+    Args:
+        law: the slab's, continuous.
+        at: the spike.
+    """
+
+    law: Law
+    at: float
+
+    @property
+    def width(self) -> int:
+        """One more than the slab's."""
+        return 1 + self.law.width
+
+    @property
+    def stand_in(self) -> float:
+        """The spike."""
+        return self.at
+
+    @property
+    def support(self) -> tuple[float, float]:  # type: ignore[override]
+        """The slab's, and the spike."""
+        lower, upper = self.law.support
+        return min(lower, self.at), max(upper, self.at)
+
+    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
+        spike = _same(x, self.at)
+        slab = self.law._log_prob(parameters[..., 1:], torch.where(spike, self.law.stand_in, x))
+        elsewhere = functional.logsigmoid(-parameters[..., 0]) + slab
+        return torch.where(spike, self._log_spike(parameters), elsewhere)
+
+    def _log_spike(self, parameters: Tensor) -> Tensor:
+        """log P(x = at)."""
+        log_pi = functional.logsigmoid(parameters[..., 0])
+        if not isinstance(self.law, Gridded):
+            return log_pi
+        at = parameters.new_full(parameters.shape[:-1], self.at)
+        slab = self.law._log_prob(parameters[..., 1:], at) + math.log(self.law.resolution)
+        return torch.logaddexp(log_pi, functional.logsigmoid(-parameters[..., 0]) + slab)
+
+    def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
+        spike = torch.bernoulli(parameters[..., 0].sigmoid(), generator=generator) == 1
+        slab = self.law.sample(parameters[..., 1:], generator=generator)
+        return torch.where(spike, self.at, slab)
+
+    def mean(self, parameters: Parameters) -> Values:
+        """pi at + (1 - pi) E[slab]."""
+        pi = parameters[..., 0].sigmoid()
+        return pi * self.at + (1 - pi) * self.law.mean(parameters[..., 1:])
+
+    def mode(self, parameters: Parameters) -> Values:
+        """The spike or the slab's mode, whichever has the larger log_prob (a probability is set against a density)."""
+        slab = self.law.mode(parameters[..., 1:])
+        return torch.where(self._log_prob(parameters, slab) > self._log_spike(parameters), slab, self.at)
+
+    def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
+        pi = parameters[..., 0].sigmoid()
+        return pi * (x >= self.at).to(pi) + (1 - pi) * self.law.cdf(parameters[..., 1:], x)
+
+    def entropy(self, parameters: Parameters) -> Values:
+        """-pi log pi - (1 - pi) log(1 - pi) + (1 - pi) H[slab]; where the slab's is closed."""
+        a = parameters[..., 0]
+        return functional.softplus(a) - a * a.sigmoid() + (-a).sigmoid() * self.law.entropy(parameters[..., 1:])
+
+    def log_prior(self, parameters: Parameters) -> Values:
+        """That of half a row on either side, so that neither is impossible, and the slab's."""
+        a = parameters[..., 0]
+        return 0.5 * (functional.logsigmoid(a) + functional.logsigmoid(-a)) + self.law.log_prior(parameters[..., 1:])
+
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        """Closed but for the slab; where that is on a grid, EM, for a row on the spike may be the slab's."""
+        spike = _same(x, self.at).to(x)
+        on, off = weighted_sums(seen * spike, weights), weighted_sums(seen * (1 - spike), weights)
+        own = None if start is None else start[..., 1:]
+        slab = self.law._fit(torch.where(spike == 1, self.law.stand_in, x), seen * (1 - spike), weights, own)
+        if not isinstance(self.law, Gridded):
+            return _joined(on, off, slab)
+        parameters = _joined(on, off, slab) if start is None else start
+        each = weights[:, None] if weights.ndim == 2 else weights
+        for _ in range(_SPIKE_STEPS if start is None else _MORE_EM_STEPS):
+            atom = (functional.logsigmoid(parameters[..., 0]) - self._log_spike(parameters)).exp()
+            slab = self.law._fit(x, seen, each * (1 - atom * spike[..., None]), parameters[..., 1:])
+            parameters = _joined(on * atom, off + on * (1 - atom), slab)
+        return parameters
+
+
+def _joined(on: Tensor, off: Tensor, slab: Tensor) -> Tensor:
+    """Parameters of a spike that has `on` of the rows; half a row is added on either side."""
+    return torch.cat((((on + 0.5) / (off + 0.5)).log()[..., None], slab), dim=-1)
+
+
+def _same(x: Tensor, value: float) -> Tensor:
+    """Whether x is the value, but for the rounding of a change of units."""
+    return (x - value).abs() <= 16 * torch.finfo(x.dtype).eps * abs(value)

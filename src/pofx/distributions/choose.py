@@ -1,0 +1,104 @@
+"""Which laws suit a variable, and which of them the data prefer."""
+
+import math
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pofx.distributions.base import Law
+from pofx.distributions.continuous import Beta, LogitNormal, LogNormal, Normal, StudentT
+from pofx.distributions.discrete import Bernoulli, Categorical, DiscretisedLogistic, NegativeBinomial, Ordinal, Poisson
+from pofx.distributions.wrapped import Gridded, MixtureLaw, PointMass, SpikeAndSlab
+from pofx.domain import Variable, VariableKind
+
+Rows = Float[Tensor, "N D"]
+
+TABLE_AT_MOST = 256  # values that a table of probabilities is made for
+_PSEUDO = (0.03, 0.01, 0.1, 0.3, 1.0)  # rows added to each value
+_HEAD_FLOOR = 1e-3  # least scale a network may set, in standard deviations of a prepared variable
+_FOLDS = 5
+
+
+def candidates(variable: Variable) -> tuple[Law, ...]:
+    """Laws for a variable in its own units, for fitting by maximum likelihood; the first is plain and quick to fit."""
+    if variable.continuous:
+        return tuple(_spiked(law, variable) for law in _smooth(variable))
+    if variable.cardinality == 1:
+        return (PointMass(0.0 if variable.levels else variable.lower),)
+    if variable.kind is VariableKind.COUNT:
+        return _counts(int(variable.lower), variable.upper)
+    if variable.kind is VariableKind.BINARY:
+        return tuple(Bernoulli(pseudo) for pseudo in _PSEUDO)
+    return tuple(Categorical(len(variable.levels), pseudo) for pseudo in _PSEUDO)
+
+
+def default_law(variable: Variable) -> Law:
+    """The head of a network for a prepared variable: standardised where it is continuous, scales bounded from below."""
+    if variable.continuous:
+        return _head(variable)
+    if variable.cardinality == 1:
+        return candidates(variable)[0]
+    if variable.kind is VariableKind.ORDINAL:
+        return Ordinal(len(variable.levels))
+    if variable.kind is not VariableKind.COUNT:
+        return candidates(variable)[0]
+    return _count_head(int(variable.lower), variable.upper)
+
+
+def _head(variable: Variable) -> Law:
+    floor = max(_HEAD_FLOOR, (variable.resolution or 0.0) / 8)
+    law: Law = replace(_smooth(replace(variable, resolution=None))[0], floor=floor)  # type: ignore[type-var]
+    # Preparation moves the grid: draws are rounded where its origin is known, in the user's units.
+    law = law if variable.resolution is None else Gridded(law, variable.resolution)
+    return _spiked(law, variable)
+
+
+def _count_head(lower: int, upper: float) -> Law:
+    if upper == math.inf:
+        return NegativeBinomial(lower)
+    if (lower, upper) == (0, 1):
+        return Bernoulli(numbers=True)
+    if upper - lower < 64:
+        return Categorical(int(upper) - lower + 1, first=lower, numbers=True)
+    return MixtureLaw(DiscretisedLogistic(lower, int(upper)), 5)
+
+
+def _smooth(variable: Variable) -> tuple[Law, ...]:
+    """Laws without an atom, plainest first."""
+    r = variable.resolution or 0.0
+    lower, upper = variable.lower, variable.upper
+    plain: Law = {
+        VariableKind.REAL: Normal(r / 8),
+        VariableKind.POSITIVE: LogNormal(),
+        VariableKind.INTERVAL: LogitNormal(*((lower, upper) if variable.kind is VariableKind.INTERVAL else ())),
+    }[variable.kind]
+    # On a grid, Student's t is integrated over cells, which needs a scale of at least half of one; a beta may have
+    # a singular end, where that fails.
+    others: dict[VariableKind, tuple[Law, ...]] = {
+        VariableKind.REAL: (StudentT(r / 2),),
+        VariableKind.INTERVAL: () if r else (Beta(lower, upper),),
+    }
+    laws = [_rounded(law, variable.resolution) for law in (plain, *others.get(variable.kind, ()))]
+    return (*laws, *(MixtureLaw(laws[0], c) for c in (2, 4)))
+
+
+def _rounded(law: Law, resolution: float | None) -> Law:
+    return law if resolution is None else Gridded(law, resolution, origin=0.0)
+
+
+def _spiked(law: Law, variable: Variable) -> Law:
+    return law if variable.spike is None else SpikeAndSlab(law, variable.spike)
+
+
+def _counts(lower: int, upper: float) -> tuple[Law, ...]:
+    if upper == math.inf:
+        return (Poisson(lower), NegativeBinomial(lower), MixtureLaw(NegativeBinomial(lower), 3))
+    logistic = DiscretisedLogistic(lower, int(upper))
+    shapes = (logistic, MixtureLaw(logistic, 3))
+    levels = int(upper) - lower + 1
+    if levels > TABLE_AT_MOST:
+        return shapes
+    if (lower, upper) == (0, 1):
+        return tuple(Bernoulli(pseudo, numbers=True) for pseudo in _PSEUDO)
+    return (*(Categorical(levels, pseudo, first=lower, numbers=True) for pseudo in _PSEUDO), *shapes)

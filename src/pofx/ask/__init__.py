@@ -1,8 +1,8 @@
 """Questions to a learned p(x), in the user's columns and units."""
 
 from pofx.ask.files import open_ as open
-from pofx.ask.fit import fit
+from pofx.ask.fitting import fit
 from pofx.ask.pofx import PofX
-from pofx.ask.search import search
+from pofx.ask.searching import search
 
 __all__ = ["PofX", "fit", "open", "search"]

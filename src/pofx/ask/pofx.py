@@ -112,6 +112,12 @@ class PofX:
         error = value.std(ddof=1) / np.sqrt(len(value)) if len(value) > 1 else np.nan
         return Answer(np.asarray(value.mean()), each.kind, np.asarray(error), each.how)
 
+    def held_out(self, x: X, c: Tensor | None) -> float:
+        """The mean of log p over encoded rows, in nats a row."""
+        with torch.no_grad():
+            value = self.model.log_prob(self._on_device(x), None if c is None else self._on_device(c), generator=self._generator(self.seed))
+        return float(value.mean())
+
     def expectation(
         self,
         f: Callable[[Any], Any],

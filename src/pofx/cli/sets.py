@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pofx.ask.fit import gather
+from pofx.ask.fitting import gather
 from pofx.data import DATASETS, load, names_a_set
 
 

@@ -273,6 +273,7 @@ class FamilyConfig(BaseModel, abc.ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     takes: ClassVar[Takes] = Takes.REALS
+    conditional: ClassVar[bool] = False  # whether `build` takes a context: p(x | c)
     model: ClassVar[type[Model]]  # what `build` makes: the table of questions is read off it
     cites: ClassVar[tuple[str, ...]] = ()  # BibTeX entries
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # search: option -> candidates, from the plainest up

@@ -16,9 +16,11 @@ from pofx.ask.pofx import Origin, PofX, as_columns
 from pofx.data import Container, DataSet, check_training, container_of, encode, infer_domain, load, names_a_set, read, split
 from pofx.data.preparation import prepare
 from pofx.domain import Domain
-from pofx.errors import OptionError
-from pofx.learn import choose_device, run
+from pofx.errors import OptionError, Unavailable
+from pofx.learn import isolated, run
 from pofx.models import composed
+from pofx.models.base import FamilyConfig
+from pofx.models.registry import families
 from pofx.models.registry import family as registered
 
 HOLDOUT_SHARE = 0.1
@@ -116,19 +118,37 @@ def fit(
     """
     config = registered(family).configure(options)
     rows = gather(data, given=given, holdout=holdout, schema=schema, seed=seed)
-    (x, c), (holdout_x, holdout_c) = rows.parts(rows.train), rows.parts(rows.holdout)
-    preparation = prepare(rows.domain, x, config.takes)
-    model = composed.assemble(config, rows.domain, x, preparation, rows.context, c)
+    return learn(rows, family, config, seed=seed, budget=budget, device=device, checkpoint=checkpoint, progress=progress)
+
+
+def learn(
+    rows: Rows,
+    family: str,
+    config: FamilyConfig,
+    *,
+    seed: int = 0,
+    budget: float | None = None,
+    device: str = "auto",
+    checkpoint: str | PathLike[str] | None = None,
+    progress: bool | None = False,
+) -> PofX:
+    """Prepare, assemble and learn: `fit` from the point where the rows are encoded and the options checked."""
+    if rows.context is not None and not config.conditional:
+        able = [name for name, one in families().items() if one.config.conditional]
+        raise Unavailable("learning of p(x | given)", family, families=able, instead="learn the joint, then ask for the conditional")
+    (x, c), (holdout, holdout_c) = rows.parts(rows.train), rows.parts(rows.holdout)
+    with isolated(seed):  # initial weights draw from torch's own generator
+        model = composed.assemble(config, rows.domain, x, prepare(rows.domain, x, config.takes), rows.context, c)
     record = run(
         model,
         x,
         c,
         config=config,
-        holdout=holdout_x,
+        holdout=holdout,
         holdout_c=holdout_c,
         seed=seed,
         budget=budget,
-        device=choose_device(device),
+        device=device,
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -137,9 +157,7 @@ def fit(
 
 
 def _domain(source: Any, schema: Schema) -> Domain:  # noqa: ANN401
-    if isinstance(schema, Domain):
-        return schema
-    return infer_domain(source).replace(**dict(schema or {}))
+    return schema if isinstance(schema, Domain) else infer_domain(source, schema)
 
 
 def _given(table: Domain, given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -1,0 +1,169 @@
+"""The decoder: from z to the parameters of one law a variable."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pofx.distributions.base import Law
+from pofx.distributions.columns import Columns
+from pofx.distributions.discrete import Categorical
+from pofx.nets.mlp import MLP
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The variables that share a law: which they are, and what each takes from the network."""
+
+    law: Law
+    at: tuple[int, ...]
+    outputs: int  # fewer than law.width where the law is tilted
+
+    @property
+    def size(self) -> int:
+        return len(self.at) * self.outputs
+
+    @property
+    def tilted(self) -> bool:
+        return self.outputs < self.law.width
+
+
+class Heads(nn.Module):
+    """Parameters of the laws as an affine function of hidden units h: b + T W h.
+
+    b starts at the weighted maximum likelihood of each law alone and W at zero, so that learning begins at
+    the independent model, whatever the units and spread of the data are.
+
+    T is the identity but for counts with many values. There a free logit for each value would have to learn
+    that 4 is between 3 and 5; instead the base probabilities are *tilted* smoothly,
+    log p(v | h) = b_v + sum_r a_r(h) cos(pi r (v + 1/2) / V) + const, r = 1 ... tilts:
+    b keeps whatever shape the marginal has (spikes, gaps), and h moves mass along the scale.
+
+    Args:
+        columns: the laws.
+        inputs: how many hidden units.
+        tilts: cosines for each count; 0: every value has a logit of its own.
+    """
+
+    def __init__(self, columns: Columns, inputs: int, tilts: int = 4) -> None:
+        super().__init__()
+        self.columns = columns
+        self.tilts = tilts
+        self._blocks = _blocks(columns, tilts)
+        self.bias = nn.Parameter(torch.zeros(columns.width))
+        self.weight = nn.Parameter(torch.zeros(sum(b.size for b in self._blocks), inputs))
+        for i, block in enumerate(self._blocks):
+            self.register_buffer(f"tilt{i}", _cosines(block) if block.tilted else None, persistent=False)
+
+    def initialise(self, x: Tensor) -> None:
+        """Fit each law alone to rows x (N, D)."""
+        fitted = self.columns.fit(x, x.new_ones(len(x), 1))[0]
+        with torch.no_grad():
+            self.bias.copy_(fitted)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(*batch, inputs) -> (*batch, width of the columns)."""
+        if not any(b.tilted for b in self._blocks):
+            return functional.linear(h, self.weight, self.bias)
+        outputs = functional.linear(h, self.weight).split([b.size for b in self._blocks], dim=-1)
+        return torch.cat([self._tilt(i, o) for i, o in enumerate(outputs)], dim=-1) + self.bias
+
+    def marginal(self, keep: Sequence[int]) -> "Heads":
+        """The heads of some variables, in the order given; the numbers are copies."""
+        columns, positions = self.columns.select(keep)
+        heads = Heads(columns, self.weight.shape[1], self.tilts).to(self.weight)
+        begins = _begins(self._blocks)
+        rows = [begins[keep[i]] + j for b in heads._blocks for i in b.at for j in range(b.outputs)]
+        with torch.no_grad():
+            heads.bias.copy_(self.bias[positions])
+            heads.weight.copy_(self.weight[rows])
+        return heads
+
+    def _tilt(self, i: int, outputs: Tensor) -> Tensor:
+        cosines = getattr(self, f"tilt{i}")
+        return outputs if cosines is None else (outputs.unflatten(-1, (-1, len(cosines))) @ cosines).flatten(-2)
+
+
+class Decoder(nn.Module):
+    """h(z, c): an MLP whose last layer are the `Heads`.
+
+    Args:
+        latents: width of z.
+        columns: the laws of x.
+        context: width of c.
+        widths: hidden widths; () makes the parameters affine in z.
+        dropout: share of hidden units dropped while training.
+        tilts: see `Heads`.
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        columns: Columns,
+        *,
+        context: int = 0,
+        widths: tuple[int, ...] = (256, 256),
+        dropout: float = 0.0,
+        tilts: int = 4,
+    ) -> None:
+        super().__init__()
+        inputs = latents + context
+        self.trunk = hidden(inputs, widths, dropout)
+        self.heads = Heads(columns, widths[-1] if widths else inputs, tilts)
+
+    @property
+    def columns(self) -> Columns:
+        """The laws of x."""
+        return self.heads.columns
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """The parameters of the laws, (*batch, P), for z (*batch, L) and conditions c (..., C)."""
+        return self.heads(self.trunk(conditioned(z, c)))
+
+    def marginal(self, keep: Sequence[int]) -> "Decoder":
+        """The same network with the heads of some variables."""
+        part = Decoder.__new__(Decoder)
+        nn.Module.__init__(part)
+        part.trunk, part.heads = self.trunk, self.heads.marginal(keep)
+        return part
+
+
+def hidden(inputs: int, widths: tuple[int, ...], dropout: float = 0.0) -> nn.Module:
+    """The hidden layers alone: an activation after every one of them; the identity when there are none."""
+    if not widths:
+        return nn.Identity()
+    layers = MLP(inputs, widths[-1], widths[:-1], zero_last=False, dropout=dropout)
+    return nn.Sequential(*layers, nn.SiLU(), *([nn.Dropout(dropout)] if dropout else []))
+
+
+def conditioned(v: Tensor, c: Tensor | None) -> Tensor:
+    """The vectors v (*batch, V) with the conditions c (..., C) appended."""
+    return v if c is None else torch.cat((v, c.expand(*v.shape[:-1], c.shape[-1])), dim=-1)
+
+
+def _blocks(columns: Columns, tilts: int) -> list[_Block]:
+    """In the order `Columns` gives parameters: equal laws together, as they first appear."""
+    laws = columns.laws
+    return [_Block(law, tuple(d for d, other in enumerate(laws) if other == law), _outputs(law, tilts)) for law in dict.fromkeys(laws)]
+
+
+def _outputs(law: Law, tilts: int) -> int:
+    ordered = isinstance(law, Categorical) and law.numbers
+    return tilts if ordered and 0 < tilts < law.width - 1 else law.width
+
+
+def _begins(blocks: list[_Block]) -> dict[int, int]:
+    """Where the outputs of each variable begin."""
+    order = [(d, b.outputs) for b in blocks for d in b.at]
+    ends = torch.tensor([n for _, n in order]).cumsum(0).tolist()
+    return {d: end - n for (d, n), end in zip(order, ends, strict=True)}
+
+
+def _cosines(block: _Block) -> Tensor:
+    """cos(pi r (v + 1/2) / V) of unit mean square, (tilts, V)."""
+    r = torch.arange(1, block.outputs + 1)[:, None]
+    v = torch.arange(block.law.width) + 0.5
+    return math.sqrt(2.0) * torch.cos(math.pi * r * v / block.law.width)

@@ -1,0 +1,188 @@
+"""Inference: where draws of z given x come from. It serves a generative model and is no part of it."""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pofx.domain import Domain
+from pofx.models.latent.decoder import conditioned, hidden
+from pofx.models.latent.generative import Generative
+from pofx.nets.features import Features
+from pofx.objectives.elbo import LogTerms
+from pofx.types import Generator
+
+
+class Draws(NamedTuple):
+    """z_1 ... z_K for each of N rows, and what q says of them; one entry for each level of latents, bottom first.
+
+    Args:
+        latents: z, (K, N, L).
+        log_q: log q(z | x), (K, N).
+        kl: KL(q(z | x) || p(z)) in closed form, (N,), or None.
+    """
+
+    latents: tuple[Tensor, ...]
+    log_q: tuple[Tensor, ...]
+    kl: tuple[Tensor | None, ...]
+
+
+class Inference(nn.Module, abc.ABC):
+    """q(z | x): any way to draw z that knows the density it draws from. NaN in x = unobserved."""
+
+    @abc.abstractmethod
+    def draw(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
+        """K draws a row, differentiable in the parameters of q: what learning uses."""
+
+    def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
+        """K independent draws a row for importance sampling: what answers use."""
+        return self.draw(model, x, c, draws, generator=generator)
+
+    @abc.abstractmethod
+    def mean(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """E_q[z] of the bottom level, (N, L)."""
+
+    @abc.abstractmethod
+    def marginal(self, keep: Sequence[int]) -> "Inference":
+        """The same q, shown some of the variables only."""
+
+    def initialise(self, x: Tensor) -> None:
+        """Set what depends on the rows x (N, D): scales of inputs, which cells can be missing."""
+
+
+class GaussianEncoder(Inference):
+    """q(z | x, c) = N(m, diag s^2), with m and s from one network that sees x, and which cells it lacks.
+
+    Numbers enter standardised, levels one-hot, missing cells as 0. The weights of "this cell is missing" are there
+    only when some cell was missing in the rows of `initialise`.
+
+    `propose` mixes in the prior: a row with a share u of its cells missing draws from (1 - u/2) q + (u/2) p. The fewer
+    cells are seen, the nearer the posterior is to the prior and the less an encoder that was fed whole rows
+    can be trusted; with the mixture no weight exceeds 2/u times p(x | z). A whole row draws from q alone.
+
+    Args:
+        domain: what x is.
+        latents: L.
+        context: width of c.
+        widths: hidden widths; () makes m and the raw s affine in the features.
+        dropout: share of hidden units dropped while training.
+    """
+
+    at: Tensor | None
+
+    def __init__(
+        self, domain: Domain, latents: int, *, context: int = 0, widths: tuple[int, ...] = (256, 256), dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.features = Features(domain, mask=False)
+        self.size = len(domain)
+        self.inlet = Inlet(self.features.width + context, len(domain), (*widths, 2 * latents)[0])
+        self.rest = nn.Identity() if not widths else _after_inlet(widths, 2 * latents, dropout)
+        self.register_buffer("at", None, persistent=False)  # of a marginal: where its variables stand
+
+    def initialise(self, x: Tensor) -> None:
+        """Take scales and the missing cells from rows x (N, D)."""
+        self.features.fit(x)
+        if bool(x.isnan().any()):
+            self.inlet.expect_missing()
+
+    def draw(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
+        """z = m + s eps with eps ~ N(0, I), and the prior's closed form of the KL where it has one."""
+        m, s = self.mean_and_scale(x, c)
+        eps = torch.randn(draws, *m.shape, generator=generator, dtype=m.dtype, device=m.device)
+        log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - s.log().sum(-1)
+        return Draws((m + s * eps,), (log_q,), (model.prior.kl_from(m, s),))
+
+    def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
+        """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
+        u = 1 - (~x.isnan()).sum(-1) / self.size
+        if not bool(u.any()):
+            return self.draw(model, x, c, draws, generator=generator)
+        m, s = self.mean_and_scale(x, c)
+        shape = (draws, len(x))
+        eps = torch.randn(*shape, m.shape[-1], generator=generator, dtype=m.dtype, device=m.device)
+        (prior,) = model.draw_latents(shape, like=m, generator=generator)
+        from_prior = torch.rand(shape, generator=generator, dtype=m.dtype, device=m.device) < u / 2
+        z = torch.where(from_prior[..., None], prior, m + s * eps)
+        log_q = -0.5 * (((z - m) / s).square() + math.log(2 * math.pi)).sum(-1) - s.log().sum(-1)
+        log_q = torch.logaddexp((1 - u / 2).log() + log_q, (u / 2).log() + model.log_prior((z,))[0])
+        return Draws((z,), (log_q,), (None,))
+
+    def mean(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """m."""
+        return self.mean_and_scale(x, c)[0]
+
+    def mean_and_scale(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """m and s, (N, L) each. s = softplus(raw) is 1 at raw = log(e - 1), where an untrained network begins."""
+        x = self._whole(x)
+        m, raw = self.rest(self.inlet(conditioned(self.features(x), c), x)).chunk(2, dim=-1)
+        return m, functional.softplus(raw + math.log(math.e - 1)) + 1e-4
+
+    def marginal(self, keep: Sequence[int]) -> "GaussianEncoder":
+        """The encoder fed with NaN for every variable but those."""
+        part = GaussianEncoder.__new__(GaussianEncoder)
+        nn.Module.__init__(part)
+        part.features, part.inlet, part.rest, part.size = self.features, self.inlet, self.rest, self.size
+        before = torch.arange(self.size) if self.at is None else self.at
+        part.register_buffer("at", before[list(keep)], persistent=False)
+        return part
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return x if self.at is None else x.new_full((len(x), self.size), torch.nan).index_copy(1, self.at, x)
+
+
+class Inlet(nn.Module):
+    """W f(x) + U [x is missing] + b: the first layer. U has no columns until missing cells are expected.
+
+    Args:
+        features: width of f.
+        variables: how many cells x has.
+        outputs: width of the result.
+    """
+
+    grows = frozenset({"missing"})
+
+    def __init__(self, features: int, variables: int, outputs: int) -> None:
+        super().__init__()
+        self.observed = nn.Linear(features, outputs)
+        self.variables = variables
+        self.missing = nn.Parameter(torch.zeros(outputs, 0), requires_grad=False)
+
+    def expect_missing(self) -> None:
+        """Make room for U, at zero."""
+        if not self.missing.shape[1]:
+            self.missing = nn.Parameter(self.missing.new_zeros(len(self.missing), self.variables))
+
+    def forward(self, f: Tensor, x: Tensor) -> Tensor:
+        """(N, features) and (N, variables) -> (N, outputs)."""
+        h: Tensor = self.observed(f)
+        return functional.linear(x.isnan().to(h), self.missing).add(h) if self.missing.shape[1] else h
+
+
+def log_terms(
+    model: Generative, inference: Inference, x: Tensor, c: Tensor | None = None, draws: int = 1, *, generator: Generator = None
+) -> LogTerms:
+    """The table of log-terms for learning: K differentiable draws for each of the rows x (N, D)."""
+    return _table(model, inference.draw(model, x, c, draws, generator=generator), x, c)
+
+
+def proposed_terms(
+    model: Generative, inference: Inference, x: Tensor, c: Tensor | None = None, draws: int = 1, *, generator: Generator = None
+) -> LogTerms:
+    """The table of log-terms for answering: K independent proposals for each of the rows x (N, D)."""
+    return _table(model, inference.propose(model, x, c, draws, generator=generator), x, c)
+
+
+def _table(model: Generative, drawn: Draws, x: Tensor, c: Tensor | None) -> LogTerms:
+    likelihood, prior = model.log_likelihood(drawn.latents, x, c), model.log_prior(drawn.latents)
+    return LogTerms(likelihood, prior, drawn.log_q, drawn.kl, drawn.latents)
+
+
+def _after_inlet(widths: tuple[int, ...], outputs: int, dropout: float) -> nn.Module:
+    activation = [nn.SiLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    last = nn.Linear(widths[-1], outputs)
+    return nn.Sequential(*activation, hidden(widths[0], widths[1:], dropout), last)

@@ -1,0 +1,221 @@
+"""The variational auto-encoder: a generative model and an inference that learn together."""
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pofx.distributions.choose import default_law
+from pofx.distributions.columns import Columns
+from pofx.domain import Domain
+from pofx.models.base import GradientConfig, Model, Takes, labelled
+from pofx.models.latent.decoder import Decoder
+from pofx.models.latent.generative import Generative
+from pofx.models.latent.inference import GaussianEncoder, Inference, log_terms, proposed_terms
+from pofx.models.latent.predictive import Predictive, centre, predictive
+from pofx.models.latent.priors import StandardNormal
+from pofx.objectives.elbo import LogTerms, elbo, iwae, iwae_error, log_weights
+from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
+
+
+class VAE(Model):
+    """p(x | c) = integral of p(x | z, c) p(z) dz, learned by the ELBO, asked by importance sampling from q(z | x, c).
+
+    log_prob is the importance-weighted bound on the observed cells with `draws` draws; NaN cells are integrated out
+    exactly, because variables are independent given z. Samples are ancestral, so exact. Questions about the
+    posterior (impute, complete, conditional) weigh the draws of q by w = p(x, z) / q(z | x).
+
+    A marginal is exact as a model, but its bound is looser: q saw whole rows when it learned.
+
+    Costs: a training row one pass through both networks, a row of log_prob `draws` passes through the decoder, in
+    pieces of at most `values_at_once` numbers.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, arXiv:1312.6114.
+
+    Args:
+        generative: prior, decoder and laws.
+        inference: q.
+        domain: what x is.
+        context: what c is.
+        draws: K of log_prob, impute and complete.
+        objective: "elbo", or "iwae" to learn by the importance-weighted bound itself.
+        loss_draws: K of the loss.
+    """
+
+    density = Kind.BOUND
+    missing = Kind.BOUND
+    values_at_once = 2**21
+    posterior_draws = 2048  # behind a conditional, which is drawn once and asked often
+
+    def __init__(
+        self,
+        generative: Generative,
+        inference: Inference,
+        domain: Domain,
+        context: Domain | None = None,
+        *,
+        draws: int = 128,
+        objective: Literal["elbo", "iwae"] = "elbo",
+        loss_draws: int = 1,
+    ) -> None:
+        super().__init__(domain, context)
+        self.generative = generative
+        self.inference = inference
+        self.draws = draws
+        self.objective = objective
+        self.loss_draws = loss_draws
+
+    # -- learning ----------------------------------------------------------------------------------
+
+    def initialise(self, x: X, c: Context | None = None) -> None:
+        """Scale the inputs, fit each law alone: learning begins at the independent model."""
+        self.generative.decoder.heads.initialise(x)
+        self.inference.initialise(x)
+
+    def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
+        """-ELBO, or the negative importance-weighted bound: both lie above -log p(x)."""
+        x, c = self._inputs(x, c)
+        terms = log_terms(self.generative, self.inference, x, c, self.loss_draws, generator=generator)
+        return -(elbo(terms) if self.objective == "elbo" else iwae(log_weights(terms)))
+
+    # -- density -----------------------------------------------------------------------------------
+
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        return iwae(self._log_weights(x, c, generator))
+
+    def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
+        log_w = self._log_weights(x, c, generator)
+        return iwae(log_w), iwae_error(log_w)
+
+    def _log_weights(self, x: X, c: Context | None, generator: Generator) -> Tensor:
+        """(K, N), a piece of the rows and of the draws at a time."""
+        x, c = self._inputs(x, c)
+        at_once = max(1, min(self.draws, self.values_at_once // self._values_per_draw))
+        sizes = [min(at_once, self.draws - k) for k in range(0, self.draws, at_once)]
+        pieces = [
+            torch.cat([log_weights(proposed_terms(self.generative, self.inference, rows, cs, k, generator=generator)) for k in sizes])
+            for rows, cs in self._pieces(x, c, at_once)
+        ]
+        return torch.cat(pieces, dim=1)
+
+    @property
+    def _values_per_draw(self) -> int:
+        heads = self.generative.decoder.heads
+        return heads.columns.width + heads.weight.shape[1]
+
+    def _pieces(self, x: Tensor, c: Tensor | None, draws: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        size = max(1, self.values_at_once // (draws * self._values_per_draw))
+        for begin in range(0, len(x), size):
+            yield x[begin : begin + size], None if c is None else c[begin : begin + size]
+
+    # -- draws -------------------------------------------------------------------------------------
+
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        like = self.generative.decoder.heads.bias
+        parts = [like.new_zeros(0, len(self.domain))]
+        for begin in range(0, n, self.rows_at_once):
+            rows = min(self.rows_at_once, n - begin)
+            cs = None if c is None else c[begin : begin + rows].to(like)
+            latents = self.generative.draw_latents((rows,), like=like, generator=generator)
+            parts.append(self.generative.sample(latents, cs, generator=generator))
+        return torch.cat(parts)
+
+    # -- the posterior -----------------------------------------------------------------------------
+
+    @labelled(Kind.BOUND)
+    def _marginal(self, keep: tuple[int, ...]) -> "VAE":
+        part = VAE(
+            self.generative.marginal(keep),
+            self.inference.marginal(keep),
+            self.domain.select(keep),
+            self.context,
+            draws=self.draws,
+            objective=self.objective,
+            loss_draws=self.loss_draws,
+        )
+        return part.train(self.training)
+
+    @labelled(Kind.ESTIMATE)
+    def _conditional(self, evidence: Point) -> Predictive:
+        x, _ = self._inputs(evidence[None], None)
+        with torch.no_grad():
+            terms = proposed_terms(self.generative, self.inference, x, None, self.posterior_draws)
+            parameters = self.generative.parameters_at(terms.latents)[:, 0]
+        return predictive(self.domain, self.generative.decoder.columns, parameters, log_weights(terms)[:, 0], x[0])
+
+    @labelled(Kind.ESTIMATE)
+    def _impute(self, x: X, generator: Generator) -> X:
+        def fill(terms: LogTerms) -> Tensor:
+            parameters = self.generative.parameters_at(terms.latents)
+            return centre(self.generative.decoder.columns, self.domain, parameters, log_weights(terms).softmax(0))
+
+        return self._filled(x, fill, generator)
+
+    @labelled(Kind.ESTIMATE)
+    def _complete(self, x: X, generator: Generator) -> X:
+        def fill(terms: LogTerms) -> Tensor:
+            k = torch.multinomial(log_weights(terms).softmax(0).T, 1, generator=generator)[:, 0]
+            chosen = tuple(z[k, torch.arange(len(k), device=k.device)] for z in terms.latents)
+            return self.generative.sample(chosen, generator=generator)
+
+        return self._filled(x, fill, generator)
+
+    def _filled(self, x: Tensor, fill: Callable[[LogTerms], Tensor], generator: Generator) -> Tensor:
+        """x with its NaN taken from what `fill` makes of the weighted draws of each piece of rows."""
+        rows, _ = self._inputs(x, None)
+        parts = [
+            fill(proposed_terms(self.generative, self.inference, piece, None, self.draws, generator=generator))
+            for piece, _ in self._pieces(rows, None, self.draws)
+        ]
+        return torch.where(x.isnan(), torch.cat(parts).to(x), x)
+
+    @labelled(Kind.ESTIMATE)
+    def _encode(self, x: X, c: Context | None) -> Latent:
+        """The mean of q(z | x, c)."""
+        return self.inference.mean(*self._inputs(x, c))
+
+    def _decode(self, z: Latent, c: Context | None) -> X:
+        """The centre of p(x | z, c): the mean of numbers, the most probable level."""
+        z, c = self._inputs(z, c)
+        return self.generative.decoder.columns.centre(self.generative.parameters_at((z,), c))
+
+    def _inputs(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """In the dtype of the weights."""
+        like = self.generative.decoder.heads.bias
+        return x.to(like.dtype), None if c is None else c.to(like.dtype)
+
+
+class VAEConfig(GradientConfig):
+    """Options of the variational auto-encoder."""
+
+    takes = Takes.DISCRETE
+    model = VAE
+    cites = ("kingma2014vae",)
+    space: ClassVar = {
+        "latents": (2, 4, 8, 16, 32),
+        "widths": ((64,), (64, 64), (256, 256), (512, 512)),
+        "dropout": (0.0, 0.1, 0.2, 0.3),
+        "learning_rate": (3e-4, 1e-3, 3e-3),
+    }
+
+    latents: int | None = Field(None, ge=1, description="width of z; None: 2 sqrt(D)")
+    widths: tuple[int, ...] = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
+    draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
+    objective: Literal["elbo", "iwae"] = Field("elbo", description="the bound that is learned by")
+    loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
+    tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
+    batch_size: int = Field(64, ge=1)
+    ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+
+    def build(self, domain: Domain, context: Domain | None = None) -> VAE:
+        """The untrained model."""
+        latents = self.latents or max(2, round(2 * len(domain) ** 0.5))
+        width = 0 if context is None else len(context)
+        columns = Columns([default_law(v) for v in domain.variables])
+        decoder = Decoder(latents, columns, context=width, widths=self.widths[::-1], dropout=self.dropout, tilts=self.tilts)
+        encoder = GaussianEncoder(domain, latents, context=width, widths=self.widths, dropout=self.dropout)
+        generative = Generative(StandardNormal(latents), decoder)
+        return VAE(generative, encoder, domain, context, draws=self.draws, objective=self.objective, loss_draws=self.loss_draws)

@@ -1,1 +1,5 @@
-"""The table, figures and citations as one self-contained page."""
+"""The comparison as a page to hand over: one self-contained HTML file, the same in Markdown, and results.json."""
+
+from pofx.report.write import write
+
+__all__ = ["write"]

@@ -1,0 +1,176 @@
+"""What the table does not say by itself: why the order is as it is, and what not to conclude from it."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from pofx.compare.ranking import CLEAR, behind, error_of
+from pofx.compare.result import Result
+from pofx.compare.words import count, duration, listed
+from pofx.domain import LEVELLED, Variable, VariableKind
+from pofx.measure import paired_difference
+from pofx.types import Answer, Kind
+
+if TYPE_CHECKING:
+    from pofx.compare.comparison import Comparison
+
+SURE = 0.01  # a p-value below it is a difference
+UNHEARD_OF = 4.9  # standard errors: a chance below 1e-6
+NEAR = 0.8  # of the distance of held-out rows: nearer samples repeat training rows
+
+
+def remarks(comparison: "Comparison") -> list[str]:
+    """Sentences for a reader who will decide by the table."""
+    found = (remark(comparison) for remark in REMARKS)
+    return [sentence for sentence in found if sentence]
+
+
+def kinds(comparison: "Comparison") -> str:
+    """What a bound in the column of exact numbers means."""
+    bounds = [r.family for r in comparison.ranked if r.kind is Kind.BOUND]
+    estimates = [r.family for r in comparison.ranked if r.kind is Kind.ESTIMATE]
+    parts = []
+    if bounds:
+        parts.append(
+            f"≤ marks a bound ({listed(bounds)}): the true −log p is at most that, "
+            "so a bound that wins has won, and one that loses may not have lost."
+        )
+    if estimates:
+        parts.append(f"≈ marks an estimate ({listed(estimates)}).")
+    return " ".join(parts)
+
+
+def closed_forms(comparison: "Comparison") -> str:
+    """What gradients bought over the best family that needs none."""
+    scored = [r for r in comparison.ranked if math.isfinite(r.nats)]
+    closed, deep = ([r for r in scored if ("learning_rate" in r.config) is gradients] for gradients in (False, True))
+    gap = behind(deep[0], closed[0]) if closed and deep else None
+    if gap is None or closed[0].learning is None or deep[0].learning is None:
+        return ""
+    plain, best = closed[0], deep[0]
+    took = f"after {duration(closed[0].learning.seconds)} of learning against {duration(deep[0].learning.seconds)}"
+    size = f"{abs(float(gap)):.2f} ± {error_of(gap):.2f} nats a row"
+    if abs(float(gap)) <= CLEAR * error_of(gap):
+        return f"Gradients buy nothing that can be seen here: {plain.family} (closed form or EM) is level with {best.family}, {took}."
+    if float(gap) > 0:
+        return f"A closed form (or EM) beats gradients here: {plain.family} leads {best.family} by {size}, {took}."
+    return f"Gradients pay here: {best.family} leads {plain.family}, the best closed form (or EM), by {size}, which came {took}."
+
+
+def discrete(comparison: "Comparison") -> str:
+    """What it costs to see counts and levels as real numbers."""
+    whole, lumpy = len(comparison.task.domain), sum(_is_lumpy(v) for v in comparison.task.domain.variables)
+    scored = [r for r in comparison.ranked if math.isfinite(r.nats)]
+    native, lifted = ([r for r in scored if (r.takes == "reals") is real] for real in (False, True))
+    gap = behind(lifted[0], native[0]) if lumpy and native and lifted else None
+    if gap is None:
+        return ""
+    return (
+        f"{'All' if lumpy == whole else f'{lumpy} of'} {whole} variables are counts, levels or rounded numbers{_still(comparison)}. "
+        f"Families that take them as they are ({listed([r.family for r in native])}) give each value a probability of its own. To the "
+        f"others ({listed([r.family for r in lifted])}) each value is a cell of the real line, filled with noise (dequantisation); what "
+        f"they report is the mean log-density of the noisy row, a lower bound on log p. {_cost(native[0], lifted[0], gap)}"
+    )
+
+
+def _cost(native: Result, lifted: Result, gap: Answer) -> str:
+    size = f"{abs(float(gap)):.2f} ± {error_of(gap):.2f} nats a row"
+    if abs(float(gap)) <= CLEAR * error_of(gap):
+        return f"Here that costs nothing that can be seen: {native.family} and {lifted.family} are level."
+    if float(gap) < 0:
+        return (
+            f"Here that does not decide: {lifted.family} leads {native.family} by {size}. A level's cell is the part of a bell curve that "
+            "has the level's own frequency, so each variable alone is matched before learning begins and only the dependence is left to learn."
+        )
+    return (
+        f"That costs here: {native.family} leads {lifted.family} by {size}. To lose nothing, a density would have to follow the noise "
+        "within every cell and jump at the cell's edges, in all dimensions at once. A smooth density or flow can only bend, and spends "
+        "its capacity on where in a cell the noise fell, which says nothing about the data."
+    )
+
+
+def _is_lumpy(v: Variable) -> bool:
+    return v.kind in LEVELLED or v.kind is VariableKind.COUNT or v.resolution is not None
+
+
+def _still(comparison: "Comparison") -> str:
+    """How many variables hardly vary: there a probability is near 1 and a density has most to lose."""
+    x = comparison.task.train
+    share = (x == x.nan_to_num().mode(0).values).double().mean(0)
+    still = int((share > 0.95).sum())
+    return f", and {still} of them hold one value in more than 95 % of the rows" if still else ""
+
+
+def truth(comparison: "Comparison") -> str:
+    """How far the best is from what can not be beaten."""
+    task, best = comparison.task, comparison.best
+    if task.true_nats is None or task.truth is None or best is None or best.likelihood is None:
+        return ""
+    excess = paired_difference(task.true_nats, torch.as_tensor(best.likelihood.nats))
+    sure = -float(excess) > UNHEARD_OF * error_of(excess)
+    verdict = "; that is below the truth beyond chance, so its number is wrong" if sure else ""
+    return (
+        f"The density that the rows were drawn from has {-float(task.truth):.3f} ± {error_of(task.truth):.3f} nats a row on the test rows, "
+        f"which no p(x) beats on average; {best.family} is {float(excess):.3f} ± {error_of(excess):.3f} above it{verdict}."
+    )
+
+
+def indistinguishable(comparison: "Comparison") -> str:
+    """Whose samples pass both two-sample tests."""
+    drawn = [r for r in comparison.ranked if r.sampling is not None]
+    passing = [r.family for r in drawn if r.sampling and min(r.sampling.mmd.p_value, r.sampling.c2st.p_value) > SURE]
+    if not drawn:
+        return ""
+    rows = len(comparison.task.test)
+    if not passing:
+        return f"Every family's samples can be told from the {rows:,} test rows (p < {SURE} in at least one of two tests)."
+    return f"The samples of {listed(passing)} can not be told from the {rows:,} test rows (p > {SURE} in both tests); more rows might."
+
+
+def memorised(comparison: "Comparison") -> str:
+    """Whose samples repeat training rows."""
+    found = [r for r in comparison.ranked if _repeats(r)]
+    if not found:
+        return ""
+    says = listed([f"{r.family} ({float(r.sampling.memorising.ratio):.2f})" for r in found if r.sampling])
+    return f"Samples nearer to training rows than fresh data are, so partly repeated from them (ratio of mean nearest distances): {says}."
+
+
+def _repeats(result: Result) -> bool:
+    if result.sampling is None:
+        return False
+    ratio = result.sampling.memorising.ratio
+    return float(ratio) + CLEAR * error_of(ratio) < NEAR
+
+
+def data_hungry(comparison: "Comparison") -> str:
+    """Which families have more numbers to set than the data have cells, by gradients."""
+    cells = comparison.task.train.numel()
+    greedy = [r for r in comparison.ranked if r.learning is not None and "learning_rate" in r.config and r.learning.parameters > cells]
+    if not greedy:
+        return ""
+    says = listed([f"{r.family} ({count(r.learning.parameters)})" for r in greedy if r.learning])
+    return (
+        f"More numbers to learn than there are cells in the training rows ({count(cells)}): {says}. "
+        "They lean on stopping early, and more data would help them most."
+    )
+
+
+def spent(comparison: "Comparison") -> str:
+    """Who was still learning when the budget ended."""
+    cut = [r.family for r in comparison.ranked if r.learning is not None and "budget" in r.learning.stopped]
+    return f"Still learning when the budget of {comparison.setting.budget:g} s was spent: {listed(cut)}." if cut else ""
+
+
+REMARKS: tuple[Callable[["Comparison"], str], ...] = (
+    kinds,
+    closed_forms,
+    discrete,
+    truth,
+    indistinguishable,
+    memorised,
+    data_hungry,
+    spent,
+)

@@ -1,0 +1,140 @@
+"""The comparison as text: the same table on a terminal and in a pipe."""
+
+import math
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pofx.compare.ranking import behind, error_of
+from pofx.compare.remarks import remarks
+from pofx.compare.result import Result
+from pofx.compare.words import at_most, count, duration
+from pofx.types import Answer
+
+if TYPE_CHECKING:
+    from pofx.compare.comparison import Comparison
+
+WIDTH = 150
+NOTHING = "–"
+
+
+def text(comparison: "Comparison") -> str:
+    """Table, winners, remarks and how to do it again, without colours."""
+    console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False, soft_wrap=False)
+    console.print(rendered(comparison))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def rendered(comparison: "Comparison") -> RenderableType:
+    """The same for a rich console."""
+    parts: list[RenderableType] = [Text(headline(comparison)), table(comparison)]
+    parts += [Text(f"{r.family} failed: {r.reason}") for r in comparison.ranked if r.failed]
+    parts += [Text(f"{r.family}: {r.reason}") for r in comparison.ranked if r.reason and not r.failed]
+    parts += [Text(""), winners(comparison), Text("")]
+    parts += [Text(f"* {remark}") for remark in remarks(comparison)]
+    return Group(*parts, Text(f"\nAgain: {comparison.setting.command}"))
+
+
+def headline(comparison: "Comparison") -> str:
+    """What was compared on what."""
+    task = comparison.task
+    rows = ", ".join(f"{n:,} {sort}" for sort, n in task.splits.items())
+    holes = f", {task.missing:.1%} of the cells missing" if task.missing else ""
+    return f"{task.name}: {len(task.domain)} variables; {rows} rows{holes}"
+
+
+def table(comparison: "Comparison") -> Table:
+    """One row a family, the best likelihood first."""
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
+    for name, justify in COLUMNS.items():
+        grid.add_column(name, justify=justify, no_wrap=True)
+    truth = comparison.task.truth
+    if truth is not None:
+        grid.add_row("(the truth)", "exact", f"{-float(truth):.2f} ± {error_of(truth):.2f}", *[""] * (len(COLUMNS) - 3))
+    for result in comparison.ranked:
+        grid.add_row(*row(result, comparison.best))
+    return grid
+
+
+COLUMNS: dict[str, JustifyMethod] = {
+    "family": "left",
+    "likelihood": "left",
+    "−log p ↓\nnats a row": "right",
+    "behind\nthe best": "right",
+    "bits ↓\na dim": "right",
+    "learn\ntime": "right",
+    "1,000\nsamples": "right",
+    "numbers\nlearned": "right",
+    "peak\nMB": "right",
+    "MMD² ↓\n×1000 (p)": "right",
+    "C2ST\n→ 0.5": "right",
+    "labels ↑\nby code": "right",
+}
+
+
+def row(result: Result, best: Result | None) -> list[str]:
+    """The cells of one family."""
+    if result.failed:
+        return [result.family, "failed", *[NOTHING] * (len(COLUMNS) - 2)]
+    return [result.family, str(result.kind), *_likelihood(result, best), *_cost(result), *_samples(result), _code(result)]
+
+
+def _likelihood(result: Result, best: Result | None) -> list[str]:
+    if result.likelihood is None:
+        return [NOTHING] * 3
+    gap = None if best is None or best is result else behind(result, best)
+    return [nats(result), NOTHING if gap is None else plus_minus(gap), f"{result.likelihood.bits_per_dim:.3f}"]
+
+
+def nats(result: Result) -> str:
+    """-log p a row with its sign and error; infinite where a test row is impossible."""
+    if result.likelihood is None:
+        return NOTHING
+    if not math.isfinite(result.nats):
+        return "∞"
+    return f"{at_most(result.kind)}{result.nats:.2f} ± {error_of(result.likelihood.score):.2f}"
+
+
+def plus_minus(answer: Answer, digits: int = 2) -> str:
+    """Value ± error."""
+    return f"{float(answer):.{digits}f} ± {error_of(answer):.{digits}f}"
+
+
+def _cost(result: Result) -> list[str]:
+    learning, sampling = result.learning, result.sampling
+    if learning is None:
+        return [NOTHING] * 4
+    memory = NOTHING if learning.peak_memory_mb is None else f"{learning.peak_memory_mb:.0f}"
+    drawn = NOTHING if sampling is None else duration(sampling.seconds_per_1000)
+    return [duration(learning.seconds), drawn, count(learning.parameters), memory]
+
+
+def _samples(result: Result) -> list[str]:
+    if result.sampling is None:
+        return [NOTHING] * 2
+    mmd, c2st = result.sampling.mmd, result.sampling.c2st
+    return [f"{1000 * float(mmd):.1f} ({p_value(mmd.p_value)})", f"{float(c2st):.2f} ± {error_of(c2st.distance):.2f}"]
+
+
+def p_value(p: float) -> str:
+    """Two digits, or that it is below a hundredth."""
+    return f"{p:.2f}" if p >= 0.01 else "< .01"
+
+
+def _code(result: Result) -> str:
+    accuracy = None if result.code is None else result.code.accuracy
+    return NOTHING if accuracy is None else f"{100 * float(accuracy):.1f} %"
+
+
+def winners(comparison: "Comparison") -> Table:
+    """Which family wins on what."""
+    grid = Table.grid(padding=(0, 2))
+    for win in comparison.wins:
+        level = f"; level with it: {', '.join(win.level)}" if win.level else ""
+        grid.add_row(win.question, win.family, f"{win.value}{level}{'; ' + win.caveat if win.caveat else ''}")
+    return grid

@@ -1,0 +1,183 @@
+"""The figures of the page. Grey is data, blue is samples, everywhere."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pofx.compare import Result, Task
+from pofx.compare.surface import axes as ticks_of
+from pofx.compare.surface import window
+from pofx.domain import LEVELLED, Variable
+from pofx.report.svg import ACCENT, CLASSES, DATA_POINTS, FAINT, INK, SAMPLE_POINTS, bare, canvas, inline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = NDArray[np.float64]
+POINTS = 600  # in a scatter
+PAIRED = 4  # variables of a pair plot
+PANEL = (2.5, 2.1)  # inches
+
+
+# -- learning --------------------------------------------------------------------------------------
+
+
+def learning_curve(result: Result) -> str:
+    """Training and held-out loss a step of learning; a ring at the weights that were kept."""
+    history = [] if result.learning is None else result.learning.history
+    epochs = np.array([look["epoch"] for look in history], dtype=float)
+    train, held = (np.array([np.nan if look[k] is None else look[k] for look in history], dtype=float) for k in ("train", "holdout"))
+    with canvas(*PANEL) as figure:
+        axes = figure.subplots()
+        axes.plot(epochs, train, color=FAINT, linewidth=1.2)
+        axes.plot(epochs, held, color=ACCENT, linewidth=1.4)
+        kept = [k for k, look in enumerate(history) if result.learning and look["step"] == result.learning.kept]
+        best = held if np.isfinite(held).any() else train
+        axes.plot(epochs[kept], best[kept], "o", markersize=4.5, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=0.9)
+        axes.set_ylim(*_calm(np.concatenate((train, held))))
+        axes.set_xlabel("epoch")
+        return inline(figure, f"learning-{result.family}")
+
+
+def _calm(losses: Floats) -> tuple[float, float]:
+    """Limits that a few wild first losses do not decide."""
+    finite = losses[np.isfinite(losses)]
+    lowest, high = float(finite.min()), float(np.quantile(finite, 0.95))
+    room = 0.08 * (high - lowest) or 1.0
+    return lowest - room, high + 2 * room
+
+
+# -- the plane -------------------------------------------------------------------------------------
+
+
+def points(x: Floats, task: Task, name: str, colour: str = SAMPLE_POINTS) -> str:
+    """Rows of the plane as dots."""
+    with canvas(*PANEL) as figure:
+        axes = figure.subplots()
+        axes.scatter(x[: 3 * POINTS, 0], x[: 3 * POINTS, 1], s=1.6, color=colour, linewidths=0, alpha=0.7, rasterized=True)
+        _framed(axes, task)
+        return inline(figure, name)
+
+
+def surface(log_p: Floats, task: Task, name: str) -> str:
+    """p over the plane: the deeper the blue the denser."""
+    first, second = ticks_of(_all(task))
+    density = np.exp(np.nan_to_num(log_p - np.nanmax(log_p), neginf=-700.0))
+    with canvas(*PANEL) as figure:
+        axes = figure.subplots()
+        extent = (first[0], first[-1], second[0], second[-1])
+        axes.imshow(_tinted(density), origin="lower", extent=extent, aspect="auto", interpolation="bilinear")
+        _framed(axes, task)
+        return inline(figure, name)
+
+
+def _tinted(density: Floats) -> Floats:
+    """One blue, whose opacity is the square root of the density, so that tails show on white and on black."""
+    from matplotlib.colors import to_rgb
+
+    rgba = np.empty((*density.shape, 4))
+    rgba[..., :3] = to_rgb(SAMPLE_POINTS)
+    rgba[..., 3] = np.sqrt(density)
+    return rgba
+
+
+def _framed(axes: "Axes", task: Task) -> None:
+    (left, right), (bottom, top) = window(_all(task))
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    bare(axes)
+
+
+def _all(task: Task) -> Any:  # noqa: ANN401
+    import torch
+
+    return torch.cat((task.train, task.test))
+
+
+# -- pairs of variables ----------------------------------------------------------------------------
+
+
+def pairs(result: Result, task: Task, chosen: Sequence[int]) -> str:
+    """Every pair of some variables, samples over test rows; on the diagonal each variable alone."""
+    data, samples = task.test.numpy(), result.sampling.x if result.sampling else np.empty((0, len(task.domain)))
+    size = len(chosen)
+    with canvas(1.55 * size + 0.3, 1.3 * size + 0.3) as figure:
+        grid = figure.subplots(size, size, squeeze=False)
+        for i, row in enumerate(chosen):
+            for j, column in enumerate(chosen):
+                axes = grid[i][j]
+                if j > i:
+                    bare(axes)
+                    continue
+                if i == j:
+                    _alone(axes, data[:, row], samples[:, row], task.domain.variables[row])
+                else:
+                    _scatter(axes, data[:, [column, row]], samples[:, [column, row]])
+                _labelled(axes, task.domain.variables[column], task.domain.variables[row], below=i == size - 1, left=j == 0 and i > 0)
+        return inline(figure, f"pairs-{result.family}")
+
+
+def _scatter(axes: "Axes", data: Floats, samples: Floats) -> None:
+    for x, colour in ((data[:POINTS], DATA_POINTS), (samples[:POINTS], SAMPLE_POINTS)):
+        x = x + _spread(len(x)) * _steps(data)  # levels and rounded values would hide each other
+        axes.scatter(x[:, 0], x[:, 1], s=3.2, color=colour, alpha=0.55, linewidths=0, rasterized=True)
+
+
+def _spread(n: int) -> Floats:
+    """n points that fill the square (-1/2, 1/2)^2 evenly, without chance."""
+    return np.arange(1, n + 1)[:, None] * np.array([0.7548776662466927, 0.5698402909980532]) % 1 - 0.5
+
+
+def _steps(data: Floats) -> Floats:
+    """Per variable the least distance between two values where they are few, else 0."""
+    distinct = [np.unique(column[~np.isnan(column)]) for column in data.T]
+    return np.array([0.6 * np.diff(values).min() if 1 < len(values) <= 40 else 0.0 for values in distinct])
+
+
+def _alone(axes: "Axes", data: Floats, samples: Floats, v: Variable) -> None:
+    data = data[~np.isnan(data)]
+    middle = np.arange(len(v.levels) + 1) - 0.5
+    edges = middle if v.kind in LEVELLED else np.histogram_bin_edges(data, bins=min(24, 4 + len(data) // 8))
+    bins = edges.tolist()
+    axes.hist(data, bins=bins, density=True, color=FAINT, alpha=0.45)
+    axes.hist(np.clip(samples, bins[0], bins[-1]), bins=bins, density=True, histtype="step", color=ACCENT, linewidth=1.2)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def _labelled(axes: "Axes", across: Variable, up: Variable, *, below: bool, left: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for axis, v, shown, write in ((axes.xaxis, across, below, axes.set_xlabel), (axes.yaxis, up, left, axes.set_ylabel)):
+        if v.kind in LEVELLED and len(v.levels) <= 6:
+            axis.set_ticks(range(len(v.levels)), [str(level)[:9] for level in v.levels])
+        elif not (axis is axes.yaxis and not axes.spines["left"].get_visible()):
+            axis.set_major_locator(MaxNLocator(3))
+        axis.set_tick_params(labelbottom=below, labelleft=left, labelsize=6)
+        if shown:
+            write(v.name[:22])
+
+
+def telling(task: Task) -> list[int]:
+    """The variables that a pair plot shows: those most correlated with others, in the order of the table."""
+    x = task.train.numpy()
+    filled = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
+    varies = np.flatnonzero(filled.std(axis=0) > 0)
+    related = np.abs(np.corrcoef(filled[:, varies].T)).reshape(len(varies), -1).sum(0)
+    return sorted(int(d) for d in varies[np.argsort(-related)[:PAIRED]])
+
+
+# -- codes -----------------------------------------------------------------------------------------
+
+
+def code_plane(result: Result, classes: NDArray[np.int64] | None) -> str:
+    """The test rows' codes on their two principal axes, coloured by class where there are classes."""
+    plane = result.code.plane if result.code is not None and result.code.plane is not None else np.empty((0, 2))
+    colours = SAMPLE_POINTS if classes is None else [CLASSES[k % len(CLASSES)] for k in classes]
+    with canvas(*PANEL) as figure:
+        axes = figure.subplots()
+        axes.scatter(plane[:, 0], plane[:, 1], s=5, c=colours, linewidths=0, alpha=0.85, rasterized=True)
+        bare(axes)
+        return inline(figure, f"code-{result.family}")

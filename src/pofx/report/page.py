@@ -1,0 +1,247 @@
+"""The page: what goes where. Numbers come from `compare`, pictures from `figures`, looks from the template."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pofx.compare import Comparison, Result, Task
+from pofx.compare.ranking import error_of
+from pofx.compare.remarks import remarks
+from pofx.compare.surface import is_plane
+from pofx.compare.terminal import COLUMNS, headline, row
+from pofx.compare.words import count, duration, listed
+from pofx.models.registry import family as registered
+from pofx.report import figures
+from pofx.report.data import columns
+from pofx.report.images import is_picture, sheet
+from pofx.report.svg import CLASSES, DATA_POINTS
+from pofx.types import Kind
+
+MARGINALS = 40  # columns; a wider table of distances would not be read
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with its name.
+
+    Args:
+        title: above it.
+        picture: an <svg> element or the source of an image.
+        note: below it.
+        is_image: whether the picture is a source.
+    """
+
+    title: str
+    picture: str
+    note: str = ""
+    is_image: bool = False
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page as HTML: style, pictures and all, nothing to fetch."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = files("pofx.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(content(comparison))
+
+
+def content(comparison: Comparison) -> dict[str, Any]:
+    """What the template fills in."""
+    task, setting = comparison.task, comparison.setting
+    return {
+        "name": task.name,
+        "families": len(comparison),
+        "headline": headline(comparison),
+        "answer": answer(comparison),
+        "wins": comparison.wins,
+        "header": [name.replace("\n", " ") for name in COLUMNS],
+        "rows": [_row(result, comparison) for result in comparison.ranked],
+        "truth": None if task.truth is None else f"{-float(task.truth):.2f} ± {error_of(task.truth):.2f}",
+        "dots": dots(comparison),
+        "failures": [r for r in comparison.ranked if r.reason],
+        "remarks": remarks(comparison),
+        "samples": samples(comparison),
+        "surfaces": surfaces(comparison),
+        "pairs": pairs(comparison),
+        "marginals": marginals(comparison),
+        "curves": [Panel(r.family, figures.learning_curve(r), _stopped(r)) for r in comparison.ranked if _learned_in_steps(r)],
+        "codes": codes(comparison),
+        "classes": _legend(task),
+        "task": task,
+        "columns": columns(task),
+        "configured": [(r.family, _options(r), r.learning.stopped if r.learning else "") for r in comparison.results],
+        "bibtex": bibtex(comparison),
+        "setting": setting,
+        "took": duration(setting.seconds),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def answer(comparison: Comparison) -> str:
+    """The page in one sentence."""
+    best = comparison.best
+    if best is None or best.likelihood is None:
+        return "No family gives every test row a probability: see why below."
+    win = comparison.wins[0]
+    level = f", level with {listed(win.level)}" if win.level else ""
+    return f"{best.family} explains the test rows best{level}: −log p {win.value}."
+
+
+def bibtex(comparison: Comparison) -> str:
+    """What the measured families are built on."""
+    entries = (entry.strip() for r in comparison.results for entry in registered(r.family).config.cites)
+    return "\n\n".join(dict.fromkeys(entries))
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def _row(result: Result, comparison: Comparison) -> dict[str, Any]:
+    first = {win.family for win in comparison.wins[:1]}
+    return {"result": result, "cells": row(result, comparison.best)[2:], "kind": str(result.kind), "best": result.family in first}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Where a family stands on the axis of -log p, in percent of its width.
+
+    Args:
+        at: the value.
+        left: the value less two standard errors.
+        right: the value plus two.
+        beyond: whether it is off the axis, to the right.
+        bound: whether the true value may be further left.
+    """
+
+    at: float
+    left: float
+    right: float
+    beyond: bool
+    bound: bool
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis that all dots share.
+
+    Args:
+        dots: family -> where it stands.
+        truth: where the truth stands, or None.
+        low: the value at the left end.
+        high: at the right end.
+    """
+
+    dots: dict[str, Dot]
+    truth: float | None
+    low: float
+    high: float
+
+
+def dots(comparison: Comparison) -> Axis | None:
+    """Every likelihood on one axis, which far outliers do not stretch."""
+    scored = [r for r in comparison.ranked if r.likelihood is not None and math.isfinite(r.nats)]
+    if len(scored) < 2:
+        return None
+    values = [r.nats for r in scored]
+    truth = None if comparison.task.truth is None else -float(comparison.task.truth)
+    low = min(values if truth is None else [*values, truth])
+    middle = float(np.median(values)) - low
+    high = max(v for v in values if v - low <= max(4 * middle, 1e-9))
+    room = 0.06 * (high - low) or 1.0
+    low, high = low - room, high + room
+
+    def place(value: float) -> float:
+        return 100 * min(max((value - low) / (high - low), 0.0), 1.0)
+
+    found = {}
+    for r in scored:
+        error = 2 * error_of(r.likelihood.score) if r.likelihood else 0.0
+        found[r.family] = Dot(place(r.nats), place(r.nats - error), place(r.nats + error), r.nats > high, r.kind is Kind.BOUND)
+    return Axis(found, None if truth is None else place(truth), low, high)
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def samples(comparison: Comparison) -> list[Panel]:
+    """The data, then the samples of each family, as images or as points of the plane; other tables have pair plots."""
+    task = comparison.task
+    drawn = [r for r in comparison.ranked if r.sampling is not None]
+    if is_picture(task.domain):
+        sheets = [Panel(r.family, sheet(r.sampling.x, task.domain), is_image=True) for r in drawn if r.sampling]
+        return [Panel("data", sheet(task.test.numpy(), task.domain), "test rows", is_image=True), *sheets]
+    if len(task.domain) == 2:
+        data = Panel("data", figures.points(task.test.numpy(), task, "points-data", DATA_POINTS), "test rows")
+        return [data, *(Panel(r.family, figures.points(r.sampling.x, task, f"points-{r.family}")) for r in drawn if r.sampling)]
+    return []
+
+
+def surfaces(comparison: Comparison) -> list[Panel]:
+    """The learned densities over the plane."""
+    if not is_plane(comparison.task.domain):
+        return []
+    found = [r for r in comparison.ranked if r.surface is not None]
+    return [Panel(r.family, figures.surface(r.surface, comparison.task, f"surface-{r.family}")) for r in found if r.surface is not None]
+
+
+def pairs(comparison: Comparison) -> list[Panel]:
+    """Samples over data, every pair of the variables that tell most."""
+    task = comparison.task
+    if not task.domain.is_table or len(task.domain) == 2:
+        return []
+    chosen = figures.telling(task)
+    return [Panel(r.family, figures.pairs(r, task, chosen)) for r in comparison.ranked if r.sampling is not None]
+
+
+def codes(comparison: Comparison) -> list[Panel]:
+    """The representations that have at least two numbers."""
+    classes = _classes(comparison.task)
+    found = [r for r in comparison.ranked if r.code is not None and r.code.plane is not None]
+    return [Panel(r.family, figures.code_plane(r, classes), _code_note(r)) for r in found]
+
+
+def _code_note(result: Result) -> str:
+    code = result.code
+    if code is None or code.shares is None:
+        return ""
+    accuracy = "" if code.accuracy is None else f"; neighbours find {float(code.accuracy):.1%} of the labels"
+    return f"{code.width} numbers, {sum(code.shares):.0%} of their variance shown{accuracy}"
+
+
+def _classes(task: Task) -> NDArray[np.int64] | None:
+    return None if task.labels is None else task.labels[1].numpy()
+
+
+def _legend(task: Task) -> list[tuple[str, str]]:
+    classes = _classes(task)
+    return [] if classes is None else [(str(k), CLASSES[k % len(CLASSES)]) for k in np.unique(classes).tolist()]
+
+
+def _learned_in_steps(result: Result) -> bool:
+    return result.learning is not None and len(result.learning.history) > 2
+
+
+def _stopped(result: Result) -> str:
+    return "" if result.learning is None else f"{result.learning.stopped}; {count(len(result.learning.history))} looks"
+
+
+def marginals(comparison: Comparison) -> dict[str, Any] | None:
+    """Column x family: how far each marginal is from the data's."""
+    drawn = [r for r in comparison.ranked if r.sampling is not None]
+    if not (drawn and comparison.task.domain.is_table and len(comparison.task.domain) <= MARGINALS):
+        return None
+    values = np.array([r.sampling.marginals.value for r in drawn if r.sampling])
+    shade: Callable[[float], int] = lambda v: 0 if math.isnan(v) else round(100 * min(v / 0.5, 1.0))  # noqa: E731
+    lines = [(name, [(f"{v:.2f}", shade(v)) for v in values[:, d]]) for d, name in enumerate(comparison.task.domain.names)]
+    return {"families": [r.family for r in drawn], "lines": lines}
+
+
+def _options(result: Result) -> list[tuple[str, str]]:
+    return [(name, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in result.config.items()]

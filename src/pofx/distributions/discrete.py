@@ -4,6 +4,7 @@ import abc
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -107,9 +108,13 @@ class FiniteLaw(Law):
         code = x - self.first
         inside = (code >= 0) & (code < self.levels) & (code == code.floor())
         index = torch.where(inside, code, 0.0).long()
-        shape = torch.broadcast_shapes(index.shape, parameters.shape[:-1])
+        # NumPy's, for torch's own would import its symbolic engine, seconds long.
+        shape = np.broadcast_shapes(index.shape, parameters.shape[:-1])
         masses = self.log_masses(parameters).expand(*shape, self.levels)
-        return torch.where(inside, masses.gather(-1, index.expand(shape)[..., None])[..., 0], -torch.inf)
+        log_p = masses.gather(-1, index.expand(shape)[..., None])[..., 0]
+        if free_to_ask(inside) and inside.all():
+            return log_p
+        return torch.where(inside, log_p, -torch.inf)
 
     def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
         p = self.log_masses(parameters).exp()

@@ -41,8 +41,8 @@ class PointMass(Law):
         return self.at, self.at
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
-        at = x.new_full(torch.broadcast_shapes(parameters.shape[:-1], x.shape), self.at)
-        return torch.where(_same(x, self.at), torch.zeros_like(at), -torch.inf)
+        nothing = parameters.new_zeros(parameters.shape[:-1])
+        return torch.where(_same(x, self.at), nothing, -torch.inf)
 
     def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
         return self.mean(parameters)

@@ -1,0 +1,221 @@
+"""Cells: the axes of D variables cut into bins, tails and atoms, and the law inside each.
+
+A histogram, a joint grid and a density tree share one factorisation. With k_d the cell that x_d falls in,
+
+    p(x) = P(k_1, ..., k_D) prod_d f_d(x_d | k_d),
+
+only P differs between them; f is fixed by the cells alone:
+
+    bin      [a, b)   f = 1 / (b - a)
+    tail     beyond the last edge e of a side without a bound:   f = exp(-|x - e| / s) / s
+    atom     the variable's spike:   f = 1 with respect to counting
+
+On a variable that lives on a grid of width r (a resolution; r = 1 for counts and levels) every edge is a
+boundary between grid cells, so that a bin's f is P(grid cell) / r exactly, and the tail is geometric:
+f = (1 - q) q^j / r in the j-th grid cell beyond e, q = exp(-r / s), the exponential tail summed over that cell.
+
+Codes: 0 lower tail, 1 ... B bins, B + 1 upper tail, C - 1 atom; C itself = unobserved.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pofx.domain import Domain
+from pofx.models.classical.axis import Axis, Rule, axis
+from pofx.types import Generator
+
+
+class Cells(nn.Module):
+    """The cells of D variables, and f(x | cell).
+
+    Args:
+        axes: one per variable; none: room for a file's tensors.
+        width: D, when there are no axes yet.
+    """
+
+    grows: ClassVar[frozenset[str]] = frozenset({"edges"})
+    edges: Tensor  # (D, E), padded with inf
+    bins: Tensor  # (D,), how many bins
+    step: Tensor  # (D,)
+    whole: Tensor  # (D,)
+    tails: Tensor  # (D, 2)
+    atom: Tensor  # (D,)
+
+    def __init__(self, axes: Sequence[Axis] = (), *, width: int = 0) -> None:
+        super().__init__()
+        axes = axes or [Axis(torch.tensor([-0.5, 0.5], dtype=torch.float64))] * width
+        edges = nn.utils.rnn.pad_sequence([a.edges for a in axes], batch_first=True, padding_value=math.inf)
+        self.register_buffer("edges", edges)
+        self.register_buffer("bins", torch.tensor([len(a.edges) - 1 for a in axes]))
+        self.register_buffer("step", torch.tensor([a.step for a in axes], dtype=edges.dtype))
+        self.register_buffer("whole", torch.tensor([a.whole for a in axes]))
+        self.register_buffer("tails", torch.tensor([a.tails for a in axes], dtype=edges.dtype))
+        self.register_buffer("atom", torch.tensor([a.atom for a in axes], dtype=edges.dtype))
+
+    @classmethod
+    def cut(cls, domain: Domain, x: Tensor, rules: Sequence[Rule], *, max_bins: int, joint: int = 1) -> "Cells":
+        """Cut every variable by its own rule."""
+        columns = zip(domain.variables, x.unbind(1), rules, strict=True)
+        return cls([axis(v, column, rule, max_bins=max_bins, joint=joint) for v, column, rule in columns])
+
+    @property
+    def size(self) -> int:
+        """C, how many codes a variable has room for; C itself is the code of an unobserved cell."""
+        return self.edges.shape[1] + 2
+
+    def select(self, keep: Sequence[int]) -> "Cells":
+        """The cells of some of the variables, in the order given; the codes stay as they are."""
+        chosen = Cells(width=len(keep))
+        for name, buffer in self.named_buffers():
+            setattr(chosen, name, buffer[list(keep)])
+        return chosen
+
+    def code(self, x: Tensor) -> Tensor:
+        """The cell of each entry of x (N, D)."""
+        x = x.to(self.edges)
+        i = torch.searchsorted(self.edges, x.T.contiguous(), right=True).T
+        i = torch.minimum(i, self.bins + 1)
+        i = torch.where(x == self._last_edge, self.bins, i)  # the last bin is closed
+        i = torch.where(self.whole & (x != x.round()), 0, i)  # counts and levels are closed below: an impossible cell
+        i = torch.where((x - self.atom).abs() <= self.step / 4, self.size - 1, i)
+        return torch.where(x.isnan(), self.size, i)
+
+    def log_density(self, x: Tensor, code: Tensor) -> Tensor:
+        """log f(x_d | k_d), (N, D): 0 where unobserved."""
+        flat = self._log_flat.gather(1, code.T).T
+        distance, s = self._beyond(x.to(self.edges), code)
+        on_grid = (-torch.expm1(-self.step / s)).log() - (distance / self.step).floor() * self.step / s - self.step.log()
+        tail = torch.where(self.step > 0, on_grid, -distance / s - s.log())
+        return torch.where(self._is_tail(code), tail, flat)
+
+    def sample(self, code: Tensor, *, generator: Generator = None) -> Tensor:
+        """x_d ~ f(. | k_d) for codes (N, D) without the unobserved one."""
+        u = torch.rand(code.shape, dtype=self.edges.dtype, device=self.edges.device, generator=generator)
+        start, end = self._ends(code)
+        inside = start + torch.where(self.step > 0, self._on_grid(u * (end - start)), u * (end - start))
+        s = self._scale(code)
+        distance = -s * torch.log1p(-u)
+        distance = torch.where(self.step > 0, self._on_grid(distance), distance)
+        outside = torch.where(code == 0, self.edges[:, 0] - distance, self._last_edge + distance)
+        return torch.where(code == self.size - 1, self.atom, torch.where(self._is_tail(code), outside, inside))
+
+    def means(self) -> Tensor:
+        """E[x_d | k_d] of every code, (D, C); 0 where there is no such cell."""
+        code = self._codes()
+        start, end = self._ends(code)
+        s = self._scale(code)
+        q = (-self.step / s).exp()
+        excess = torch.where(self.step > 0, self.step / 2 + self.step * q / (1 - q), s)
+        outside = torch.where(code == 0, self.edges[:, 0] - excess, self._last_edge + excess)
+        mean = torch.where(self._is_tail(code), outside, (start + end) / 2)
+        return torch.where(code == self.size - 1, self.atom, mean).T.nan_to_num(0.0, 0.0, 0.0)
+
+    def modes(self) -> tuple[Tensor, Tensor]:
+        """A most probable x of every code and log f there, (D, C) each."""
+        code = self._codes()
+        start, end = self._ends(code)
+        middle = start + torch.where(self.step > 0, self._on_grid((end - start) / 2), (end - start) / 2)
+        first, last = self.edges[:, 0], self._last_edge
+        low = torch.where(self.step > 0, first - self.step / 2, torch.nextafter(first, first - 1))
+        high = torch.where(self.step > 0, last + self.step / 2, torch.nextafter(last, last + 1))
+        x = torch.where(code == 0, low, torch.where(self._is_tail(code), high, middle))
+        x = torch.where(code == self.size - 1, self.atom, x)
+        return x.T, self.log_density(x, code).T
+
+    def allowed(self) -> Tensor:
+        """Which codes may have mass, (D, C): the bins, the tails of open sides, the atom; not the spike's own grid cell."""
+        code = self._codes()
+        bin_ = (code >= 1) & (code <= self.bins)
+        start, end = self._ends(code)
+        spiked = ((start + end - 2 * self.atom).abs() < self.step / 2) & (end - start < 1.5 * self.step)
+        tail = ((code == 0) & (self.tails[:, 0] > 0)) | ((code == self.bins + 1) & (self.tails[:, 1] > 0))
+        atom = (code == self.size - 1) & ~self.atom.isnan()
+        return ((bin_ & ~spiked) | tail | atom).T
+
+    def pseudo_counts(self, alpha: Tensor) -> Tensor:
+        """What smoothing adds before any row is counted, (..., D, C): alpha (..., D) to each bin, one row to each tail.
+
+        One more row lies beyond the greatest of N exchangeable rows with probability 1 / (N + 1), whatever their law:
+        a tail is counted as one more row.
+        """
+        outer = self._is_tail(self._codes()).T
+        return torch.where(outer, 1.0, alpha[..., None]) * self.allowed()
+
+    def counts(self, code: Tensor, weight: Tensor | None = None) -> Tensor:
+        """How many rows (or how much weight) fell into each cell, (D, C)."""
+        weight = self.edges.new_ones(len(code)) if weight is None else weight
+        total = self.edges.new_zeros(len(self.edges), self.size + 1)
+        return total.scatter_add_(1, code.T, weight.expand(code.T.shape))[:, :-1]
+
+    def _codes(self) -> Tensor:
+        return torch.arange(self.size, device=self.edges.device)[:, None].expand(-1, len(self.edges))
+
+    @property
+    def _last_edge(self) -> Tensor:
+        return self.edges.gather(1, self.bins[:, None])[:, 0]
+
+    @property
+    def _log_flat(self) -> Tensor:
+        """-log(bin width) by code, 0 for the other cells and the unobserved one, (D, C + 1)."""
+        width = self.edges.diff(dim=1).nan_to_num(math.inf)
+        padded = nn.functional.pad(width, (1, 3), value=1.0)
+        return torch.where(padded.isinf(), 0.0, -padded.log())
+
+    def _is_tail(self, code: Tensor) -> Tensor:
+        return (code == 0) | (code == self.bins + 1)
+
+    def _scale(self, code: Tensor) -> Tensor:
+        s = torch.where(code == 0, self.tails[:, 0], self.tails[:, 1])
+        return torch.where(s > 0, s, 1.0)  # a closed side: a stand-in that its zero mass hides
+
+    def _beyond(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance beyond the outer edge and the tail's scale, for the entries in a tail."""
+        distance = torch.where(code == 0, self.edges[:, 0] - x, x - self._last_edge)
+        return torch.where(self._is_tail(code), distance, 0.0), self._scale(code)
+
+    def _ends(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Both edges of each bin (N, D); of the outermost bin for the other cells."""
+        at = torch.minimum(code.clamp(min=1), self.bins).T
+        return self.edges.gather(1, at - 1).T, self.edges.gather(1, at).T
+
+    def _on_grid(self, distance: Tensor) -> Tensor:
+        """From a distance to the centre of the grid cell it falls in."""
+        return (torch.floor(distance / self.step) + 0.5) * self.step
+
+
+def choose_cells(
+    domain: Domain, x: Tensor, holdout: Tensor | None, rules: Sequence[Rule], alphas: Sequence[float], max_bins: int
+) -> tuple[Cells, Tensor]:
+    """For each variable the rule and alpha with the greatest held-out likelihood: cells of x and pseudo-counts (D, C)."""
+    rows, judge = apart(x, holdout)
+    alpha = torch.tensor(alphas, dtype=torch.float64, device=x.device)[:, None].expand(-1, len(domain))
+    scores = torch.stack([_held_out(Cells.cut(domain, rows, [r] * len(domain), max_bins=max_bins), rows, judge, alpha) for r in rules])
+    best = scores.flatten(0, 1).argmax(0)  # (D,); among equals the plainest
+    cells = Cells.cut(domain, x, [rules[i] for i in (best // len(alphas)).tolist()], max_bins=max_bins)
+    return cells, cells.pseudo_counts(alpha[best % len(alphas), torch.arange(len(domain), device=x.device)])
+
+
+def _held_out(cells: Cells, rows: Tensor, judge: Tensor, alpha: Tensor) -> Tensor:
+    """log-likelihood of each variable's held-out cells under each alpha, (A, D)."""
+    log_mass = normalise(cells.counts(cells.code(rows)) + cells.pseudo_counts(alpha)).log()
+    code = cells.code(judge)
+    inner = cells.log_density(judge, code).sum(0)
+    counts = cells.counts(code)
+    return (torch.where(counts > 0, log_mass, 0.0) * counts).sum(-1) + inner
+
+
+def apart(x: Tensor, holdout: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows to learn a candidate from and rows to judge it by: the held-out ones, or every fifth of x."""
+    if holdout is not None and len(holdout):
+        return x, holdout
+    fifth = torch.arange(len(x), device=x.device) % 5 == 4
+    return x[~fifth], x[fifth]
+
+
+def normalise(weights: Tensor) -> Tensor:
+    """Divide by the sum over the last axis."""
+    return weights / weights.sum(-1, keepdim=True)

@@ -1,8 +1,10 @@
 """Which laws suit a variable, and which of them the data prefer."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from pofx.distributions.continuous import Beta, LogitNormal, LogNormal, Normal, 
 from pofx.distributions.discrete import Bernoulli, Categorical, DiscretisedLogistic, NegativeBinomial, Ordinal, Poisson
 from pofx.distributions.wrapped import Gridded, MixtureLaw, PointMass, SpikeAndSlab
 from pofx.domain import Variable, VariableKind
+from pofx.types import Generator
 
 Rows = Float[Tensor, "N D"]
 
@@ -18,6 +21,7 @@ TABLE_AT_MOST = 256  # values that a table of probabilities is made for
 _PSEUDO = (0.03, 0.01, 0.1, 0.3, 1.0)  # rows added to each value
 _HEAD_FLOOR = 1e-3  # least scale a network may set, in standard deviations of a prepared variable
 _FOLDS = 5
+_MANY = 256  # equal variables (pixels) above which mixtures, slow to fit, are not tried
 
 
 def candidates(variable: Variable) -> tuple[Law, ...]:
@@ -102,3 +106,48 @@ def _counts(lower: int, upper: float) -> tuple[Law, ...]:
     if (lower, upper) == (0, 1):
         return tuple(Bernoulli(pseudo, numbers=True) for pseudo in _PSEUDO)
     return (*(Categorical(levels, pseudo, first=lower, numbers=True) for pseudo in _PSEUDO), *shapes)
+
+
+def choose(variables: Sequence[Variable], x: Rows, holdout: Rows | None = None, *, generator: Generator = None) -> list[int]:
+    """For each variable, which of its `candidates` gives unseen rows the largest mean log-density.
+
+    Unseen rows are the held-out ones, or without any, each of a few folds of x in turn.
+
+    Args:
+        variables: of the columns of x.
+        x: rows, NaN = unobserved.
+        holdout: rows that take no part in the fit.
+        generator: of the order in which x falls into folds.
+    """
+    splits = [(x, holdout)] if holdout is not None and len(holdout) else _folds(x, generator)
+    best = [0] * len(variables)
+    for laws, at in _alike(variables).items():
+        tried = [i for i, law in enumerate(laws) if len(at) <= _MANY or not isinstance(law, MixtureLaw)]
+        if splits and len(tried) > 1:
+            scores = torch.stack([sum((_score(laws[i], a[:, at], b[:, at]) for a, b in splits), torch.zeros(())) for i in tried])
+            for d, i in zip(at, scores.nan_to_num(-torch.inf).argmax(0).tolist(), strict=True):
+                best[d] = tried[i]
+    return best
+
+
+def _alike(variables: Sequence[Variable]) -> dict[tuple[Law, ...], list[int]]:
+    """The variables by their candidates: equal ones are fitted in one call."""
+    groups: dict[tuple[Law, ...], list[int]] = {}
+    for d, variable in enumerate(variables):
+        groups.setdefault(candidates(variable), []).append(d)
+    return groups
+
+
+def _folds(x: Tensor, generator: Generator) -> list[tuple[Tensor, Tensor]]:
+    """(the others, a fold) for each of a few folds; none of too few rows."""
+    if len(x) < 2 * _FOLDS:
+        return []
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    folds = [order[i::_FOLDS] for i in range(_FOLDS)]
+    return [(x[torch.cat(folds[:i] + folds[i + 1 :])], x[fold]) for i, fold in enumerate(folds)]
+
+
+def _score(law: Law, x: Tensor, unseen: Tensor) -> Tensor:
+    """The log-density of all unseen cells of each column (D) under the law fitted to x."""
+    parameters = law.fit_columns(x, x.new_ones(len(x), 1))[:, 0]
+    return law.log_prob(parameters, unseen).sum(0)

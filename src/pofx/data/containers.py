@@ -129,7 +129,7 @@ def _on_grid(values: NDArray[np.float64], step: float) -> NDArray[np.float64]:
     multiple = np.rint(values / step)
     inverse = 1.0 / step
     exact = multiple / np.rint(inverse) if abs(inverse - np.rint(inverse)) < 1e-9 * inverse else multiple * step
-    return np.where(np.abs(values - exact) <= 1e-12 * np.abs(values), exact, values)
+    return np.where(np.abs(values - exact) <= 1e-12 * np.maximum(np.abs(values), step), exact, values)
 
 
 def _cast(values: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -9,6 +9,7 @@ import math
 import os
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,9 +68,9 @@ def load_images(name: str) -> Images:
 
 def _from_npz(path: Path) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Images(*(arrays[field] for field in Images._fields))
-    except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} should hold the arrays {', '.join(Images._fields)}: {_line(error)}") from error
 
 

@@ -128,7 +128,7 @@ def _limits(v: Variable) -> tuple[float, float]:
     lower = 0.0 if v.kind is VariableKind.POSITIVE else v.lower
     if v.kind in {VariableKind.POSITIVE, VariableKind.INTERVAL} and v.resolution is None:
         return float(np.nextafter(lower, np.inf)), float(np.nextafter(v.upper, -np.inf)) if v.upper < np.inf else np.inf
-    return (0.0, len(v.levels) - 1.0) if v.levels else (lower, v.upper)
+    return (0.0, len(v.levels) - 1.0) if v.levels else (float(lower), float(v.upper))
 
 
 def _broken(x: NDArray[np.float64], domain: Domain) -> NDArray[np.bool_]:

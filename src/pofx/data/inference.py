@@ -110,8 +110,8 @@ def _of_equal(x: NDArray[Any]) -> Domain:
     named = tuple(f"x{d}" for d in range(math.prod(shape)))
     top, dtype = float(np.nanmax(x)), str(x.dtype)
     if float(np.nanmin(x)) >= 0.0 and top <= LARGEST_COUNT and bool((np.isnan(x) | (x == np.rint(x))).all()):
-        last = max(top, 1.0) if top < PIXEL_LEVELS else LARGEST_COUNT
-        return Domain(tuple(Variable(n, VariableKind.COUNT, lower=0, upper=last, dtype=dtype) for n in named), shape)
+        last = max(top, 1.0) if top < PIXEL_LEVELS else float(LARGEST_COUNT)
+        return Domain(tuple(Variable(n, VariableKind.COUNT, lower=0.0, upper=last, dtype=dtype) for n in named), shape)
     step = 1.0 / 255.0 if _scaled_bytes(x) else None
     return Domain(tuple(Variable(n, VariableKind.REAL, resolution=step, dtype=dtype) for n in named), shape)
 
@@ -150,7 +150,8 @@ def _inferred(c: Column) -> Variable:
     if c.sort != "words":
         refuse_infinity(c.values, [c.name])
     if len(pd.unique(c.seen)) == 1:
-        raise DataError(f"column {c.name!r} holds one value, {c.seen[0]!r:.40}, in every row: there is nothing to learn, drop it")
+        only = repr(c.seen[0])[:40] if c.sort == "words" else f"{c.seen[0]:g}"
+        raise DataError(f"column {c.name!r} holds one value, {only}, in every row: there is nothing to learn, drop it")
     if c.levels:
         return _levelled(c, c.levels, "an ordered type" if c.ordered else "a categorical type")
     if c.sort == "words":
@@ -174,9 +175,17 @@ def _declared(c: Column, change: str | Mapping[str, Any] | Variable) -> Variable
     kind = fields.get("kind", start.kind)
     if kind in LEVELLED and not start.levels:
         fields = {"levels": observed_levels(c)} | fields
-    if kind == VariableKind.INTERVAL and len(c.seen) and c.seen.min() > 0.0 and c.seen.max() < 1.0:
-        fields = {"lower": 0.0, "upper": 1.0} | fields
+    if kind == VariableKind.INTERVAL:
+        start = _bounded(start, c, fields)
     return Domain((start,)).replace(**{c.name: fields}).variables[0]
+
+
+def _bounded(start: Variable, c: Column, fields: Mapping[str, Any]) -> Variable:
+    """The variable with the bounds the user gave; (0, 1) is understood where all values lie inside."""
+    inside = c.sort != "words" and len(c.seen) > 0 and c.seen.min() > 0.0 and c.seen.max() < 1.0
+    lower, upper = (0.0, 1.0) if inside else (start.lower, start.upper)
+    bounds = float(fields.get("lower", lower)), float(fields.get("upper", upper))
+    return replace(start, kind=VariableKind.INTERVAL, levels=(), lower=bounds[0], upper=bounds[1])
 
 
 def _levelled(c: Column, levels: tuple[Level, ...], why: str) -> Variable:
@@ -197,21 +206,21 @@ def observed_levels(c: Column) -> tuple[Level, ...]:
 
 
 def _words(c: Column) -> Variable:
-    levels = observed_levels(c)
-    if len(levels) > 20:
-        _refuse_numerals(c, levels)
-    if len(levels) > MOST_LEVELS or (len(levels) > 20 and len(levels) > 0.5 * len(c.seen)):
+    texts = pd.unique(c.seen)
+    if len(texts) > 20:
+        _refuse_numerals(c, texts)
+    if len(texts) > MOST_LEVELS or (len(texts) > 20 and len(texts) > 0.5 * len(c.seen)):
         raise DataError(
-            f"column {c.name!r} has {len(levels)} different texts in {len(c.seen)} rows: "
+            f"column {c.name!r} has {len(texts)} different texts in {len(c.seen)} rows: "
             "it looks like an identifier or free text, drop it or declare its kind"
         )
-    return _levelled(c, levels, "text")
+    return _levelled(c, observed_levels(c), "text")
 
 
-def _refuse_numerals(c: Column, levels: tuple[Level, ...]) -> None:
+def _refuse_numerals(c: Column, texts: NDArray[Any]) -> None:
     """Numbers that are text because of a few odd cells would make hundreds of levels."""
-    odd = {level for level in levels if math.isnan(_as_number(level))}
-    if 0 < len(odd) < 0.1 * len(levels):
+    odd = {text for text in texts if math.isnan(_as_number(text))}
+    if 0 < len(odd) < 0.1 * len(texts):
         row = next(i for i, value in enumerate(c.values) if value in odd)
         raise DataError(f"column {c.name!r} holds numbers but for {c.values[row]!r} in row {row}: put a number there, or none")
 
@@ -225,7 +234,8 @@ def _as_number(text: Any) -> float:  # noqa: ANN401
 
 def _numbers_rows(c: Column) -> bool:
     """Whole numbers, each once, without a gap."""
-    return c.sort == "integer" and len(c.seen) > 20 and np.ptp(c.seen) == len(c.seen) - 1 == len(np.unique(c.seen)) - 1
+    rows = len(c.seen)
+    return c.sort == "integer" and rows > 20 and int(np.ptp(c.seen)) == rows - 1 and len(np.unique(c.seen)) == rows
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -260,7 +270,7 @@ def _ends_abruptly(x: NDArray[np.float64]) -> bool:
 
 
 def _count(c: Column, why: str) -> Variable:
-    return Variable(c.name, VariableKind.COUNT, lower=0, dtype=c.dtype, reason=why)
+    return Variable(c.name, VariableKind.COUNT, lower=0.0, dtype=c.dtype, reason=why)
 
 
 def _continuous(c: Column, *, least: float) -> Variable:

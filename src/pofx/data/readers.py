@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from os import PathLike
@@ -198,18 +199,16 @@ def read_numpy(path: Path) -> NDArray[Any]:
         DataError: it is damaged, holds objects, or several arrays of which none is the main one.
     """
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return array(found)
-        with found:
-            return array(found[_main(path, list(found.files))])
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return array(found if isinstance(found, np.ndarray) else found[_main(list(found.files))])
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except (OSError, ValueError, EOFError, KeyError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} can not be read as an array of numbers: {_line(error)}") from error
 
 
-def _main(path: Path, names: list[str]) -> str:
+def _main(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     for name in MAIN_ARRAYS:

@@ -109,7 +109,8 @@ class Moons(Toy):
 
         p(x) = 1/2 sum_m 1/pi int_0^pi N(x; c_m(t), sigma^2 I) dt
 
-    is a smooth integral, done by Gauss-Legendre quadrature: at sigma = 0.1 and |x| <= 10, 192 nodes are exact to 1e-12 in log p.
+    is a smooth integral, done by Gauss-Legendre quadrature: at sigma = 0.1 and |x| <= 10, 192 nodes give log p to a
+    relative error of 1e-12.
     """
 
     sigma: float = 0.1

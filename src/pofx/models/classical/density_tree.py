@@ -245,7 +245,7 @@ class DensityTree(CellMixture, FullBatch):
         m, size = len(self.variable), self.cells.size
         fits = self.left.shape == (m, size) and self.child.shape == (m, 2) and self.box.shape == (m,) and m > 0
         inside = fits and bool(
-            (self.variable.abs() <= len(self.domain)).all()
+            ((self.variable >= -1) & (self.variable < len(self.domain))).all()
             and ((self.child >= 0) & (self.child < m)).all()
             and ((self.box >= 0) & (self.box < self.n_boxes)).all()
         )

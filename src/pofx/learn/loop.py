@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pofx.errors import TrainingError
 from pofx.learn.record import Outcome, Row
@@ -143,7 +143,7 @@ class _Descent:
             self.state.optimisers[player].zero_grad()
             self.averaging[player](value).backward()
             if self.config.clip_norm is not None:
-                clip_grad_norm_(self.state.parameters[player], self.config.clip_norm, foreach=True)
+                _clip(self.state.parameters[player], self.config.clip_norm)
             self.state.optimisers[player].step()
             self.state.average(player)
             if turn == 0:
@@ -186,8 +186,9 @@ class _Descent:
         if agreed < math.inf:
             what = values[int(wrong) - first] if wrong == agreed else "not finite on another rank"
             raise self._failure(f"the loss of step {agreed:.0f} (epoch {self.at.epoch + 1}) is {what}")
-        self.at.loss += sum(value * rows for value, (_, rows) in zip(values, self.losses, strict=True))
-        self.at.rows += sum(rows for _, rows in self.losses)
+        for value, (_, rows) in zip(values, self.losses, strict=True):  # one by one: when looks come must not show in the sum
+            self.at.loss += value * rows
+            self.at.rows += rows
         self.losses.clear()
 
     def _judge(self) -> None:
@@ -246,3 +247,11 @@ class _Descent:
         file = self.watch.checkpoint.path if self.watch.checkpoint else None
         saved = f", the last good state of the run is in {file}" if file and file.exists() else ""
         return TrainingError(f"{what}: the model's weights are {weights} again{saved}; a smaller learning_rate may help")
+
+
+def _clip(parameters: list[nn.Parameter], most: float) -> None:
+    """g ← g min(1, most / |g|), |g| over all gradients of the player."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # Elsewhere than on a CPU, looking at the norm would wait for the device; here it mostly spares a pass over g.
+    if norm.device.type != "cpu" or norm > most:
+        clip_grads_with_norm_(parameters, most, norm)

@@ -18,6 +18,7 @@ from pofx.learn.streams import Streams
 from pofx.models.base import GradientConfig
 
 Tensors = dict[str, Tensor]
+ADAM = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of each parameter
 
 
 @dataclass
@@ -150,13 +151,12 @@ class State:
     def _restore_player(self, name: str, tensors: Tensors) -> None:
         player, optimiser = self.players[name], self.optimisers[name]
         player.load_state_dict(_below(f"player.{name}.", tensors))
-        self.kept[name] = {k: v.to(self.kept[name][k]) for k, v in _below(f"kept.{name}.", tensors).items()}
+        for key, weight in self.kept[name].items():
+            weight.copy_(tensors[f"kept.{name}.{key}"])
         for i, average in enumerate(self.averages.get(name, ())):
             average.copy_(tensors[f"average.{name}.{i}"])
-        moments: dict[int, Tensors] = {}
-        for key, tensor in _below(f"optimiser.{name}.", tensors).items():
-            index, _, leaf = key.partition(".")
-            moments.setdefault(int(index), {})[leaf] = tensor
+        of_each = {i: _below(f"optimiser.{name}.{i}.", tensors) for i in range(len(self.parameters[name]))}
+        moments = {i: {leaf: found[leaf] for leaf in ADAM} for i, found in of_each.items() if found}
         optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

@@ -82,7 +82,7 @@ def _cost(native: Result, lifted: Result, gap: Answer) -> str:
     if float(gap) < 0:
         return (
             f"Here that does not decide: {lifted.family} leads {native.family} by {size}. A level's cell is the part of a bell curve that "
-            "has the level's own frequency, so each variable alone is matched before learning begins and only the dependence is left to learn."
+            "has the level's own frequency, so each variable alone is matched before learning begins; only the dependence is left to learn."
         )
     return (
         f"That costs here: {native.family} leads {lifted.family} by {size}. To lose nothing, a density would have to follow the noise "

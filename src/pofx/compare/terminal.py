@@ -5,7 +5,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -50,31 +50,40 @@ def headline(comparison: "Comparison") -> str:
 
 def table(comparison: "Comparison") -> Table:
     """One row a family, the best likelihood first."""
+    names, lines = cells(comparison)
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
-    for name, justify in COLUMNS.items():
-        grid.add_column(name, justify=justify, no_wrap=True)
-    truth = comparison.task.truth
-    if truth is not None:
-        grid.add_row("(the truth)", "exact", f"{-float(truth):.2f} ± {error_of(truth):.2f}", *[""] * (len(COLUMNS) - 3))
-    for result in comparison.ranked:
-        grid.add_row(*row(result, comparison.best))
+    for name in names:
+        grid.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
+    for line in lines:
+        grid.add_row(*line)
     return grid
 
 
-COLUMNS: dict[str, JustifyMethod] = {
-    "family": "left",
-    "likelihood": "left",
-    "−log p ↓\nnats a row": "right",
-    "behind\nthe best": "right",
-    "bits ↓\na dim": "right",
-    "learn\ntime": "right",
-    "1,000\nsamples": "right",
-    "numbers\nlearned": "right",
-    "peak\nMB": "right",
-    "MMD² ↓\n×1000 (p)": "right",
-    "C2ST\n→ 0.5": "right",
-    "labels ↑\nby code": "right",
-}
+def cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
+    """The table as text: names of columns, without those that no family fills, and a row for the truth and each family."""
+    lines = [row(result, comparison.best) for result in comparison.ranked]
+    filled = [k for k in range(len(COLUMNS)) if any(line[k] != NOTHING for line in lines)]
+    truth = comparison.task.truth
+    if truth is not None:
+        lines.insert(0, ["the truth", "exact", plus_minus(truth, sign=-1), *[""] * (len(COLUMNS) - 3)])
+    return [COLUMNS[k] for k in filled], [[line[k] for k in filled] for line in lines]
+
+
+COLUMNS = (
+    "family",
+    "likelihood",
+    "−log p ↓\nnats a row",
+    "behind\nthe best",
+    "bits ↓\na dim",
+    "learn\ntime",
+    "1,000\nsamples",
+    "numbers\nlearned",
+    "peak\nMB",
+    "MMD² ↓\n×1000 (p)",
+    "C2ST\n→ 0.5",
+    "labels ↑\nby code",
+)
+LEFT = COLUMNS[:2]
 
 
 def row(result: Result, best: Result | None) -> list[str]:
@@ -100,9 +109,9 @@ def nats(result: Result) -> str:
     return f"{at_most(result.kind)}{result.nats:.2f} ± {error_of(result.likelihood.score):.2f}"
 
 
-def plus_minus(answer: Answer, digits: int = 2) -> str:
-    """Value ± error."""
-    return f"{float(answer):.{digits}f} ± {error_of(answer):.{digits}f}"
+def plus_minus(answer: Answer, *, sign: int = 1) -> str:
+    """Value, or its negative, ± error."""
+    return f"{sign * float(answer):.2f} ± {error_of(answer):.2f}"
 
 
 def _cost(result: Result) -> list[str]:

@@ -1,9 +1,10 @@
 """The figures of the page. Grey is data, blue is samples, everywhere."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pofx.compare import Result, Task
@@ -14,6 +15,7 @@ from pofx.report.svg import ACCENT, CLASSES, DATA_POINTS, FAINT, INK, SAMPLE_POI
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 Floats = NDArray[np.float64]
 POINTS = 600  # in a scatter
@@ -37,7 +39,8 @@ def learning_curve(result: Result) -> str:
         best = held if np.isfinite(held).any() else train
         axes.plot(epochs[kept], best[kept], "o", markersize=4.5, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=0.9)
         axes.set_ylim(*_calm(np.concatenate((train, held))))
-        axes.set_xlabel("epoch")
+        axes.ticklabel_format(useOffset=False)
+        axes.set_xlabel("epoch" if "learning_rate" in result.config else "step")
         return inline(figure, f"learning-{result.family}")
 
 
@@ -90,9 +93,7 @@ def _framed(axes: "Axes", task: Task) -> None:
     bare(axes)
 
 
-def _all(task: Task) -> Any:  # noqa: ANN401
-    import torch
-
+def _all(task: Task) -> torch.Tensor:
     return torch.cat((task.train, task.test))
 
 
@@ -100,29 +101,39 @@ def _all(task: Task) -> Any:  # noqa: ANN401
 
 
 def pairs(result: Result, task: Task, chosen: Sequence[int]) -> str:
-    """Every pair of some variables, samples over test rows; on the diagonal each variable alone."""
-    data, samples = task.test.numpy(), result.sampling.x if result.sampling else np.empty((0, len(task.domain)))
-    size = len(chosen)
-    with canvas(1.55 * size + 0.3, 1.3 * size + 0.3) as figure:
-        grid = figure.subplots(size, size, squeeze=False)
-        for i, row in enumerate(chosen):
-            for j, column in enumerate(chosen):
-                axes = grid[i][j]
-                if j > i:
-                    bare(axes)
-                    continue
-                if i == j:
-                    _alone(axes, data[:, row], samples[:, row], task.domain.variables[row])
-                else:
-                    _scatter(axes, data[:, [column, row]], samples[:, [column, row]])
-                _labelled(axes, task.domain.variables[column], task.domain.variables[row], below=i == size - 1, left=j == 0 and i > 0)
+    """Every pair of some variables, as many samples as rows of data over them; on the diagonal each variable alone."""
+    rows = torch.cat((task.test, task.train))[:POINTS].numpy()
+    data, samples = rows[:, chosen], (result.sampling.x if result.sampling else rows[:0])[: len(rows), chosen]
+    variables = [task.domain.variables[d] for d in chosen]
+    width, height = 1.35 * len(chosen) + 0.6, 1.15 * len(chosen) + 0.5
+    with canvas(width, height, layout=None) as figure:
+        grid = figure.add_gridspec(
+            len(chosen), len(chosen), left=0.6 / width, right=0.995, bottom=0.42 / height, top=0.99, wspace=0.14, hspace=0.14
+        )
+        for i, j in zip(*np.tril_indices(len(chosen)), strict=True):
+            axes = figure.add_subplot(grid[i, j])
+            axes.set_xlim(*_limits(data[:, j]))
+            if i == j:
+                _alone(axes, data[:, i], samples[:, i], variables[i])
+            else:
+                axes.set_ylim(*_limits(data[:, i]))
+                _scatter(axes, data[:, [j, i]], samples[:, [j, i]])
+                _ticked(axes.yaxis, variables[i], j == 0)
+            _ticked(axes.xaxis, variables[j], i == len(chosen) - 1)
         return inline(figure, f"pairs-{result.family}")
 
 
+def _limits(column: Floats) -> tuple[float, float]:
+    """The range of the data and a margin, the same for every family."""
+    low, high = float(np.nanmin(column)), float(np.nanmax(column))
+    room = 0.15 * (high - low) or 0.5
+    return low - room, high + room
+
+
 def _scatter(axes: "Axes", data: Floats, samples: Floats) -> None:
-    for x, colour in ((data[:POINTS], DATA_POINTS), (samples[:POINTS], SAMPLE_POINTS)):
+    for x, colour, size in ((data, DATA_POINTS, 5.0), (samples, SAMPLE_POINTS, 2.6)):
         x = x + _spread(len(x)) * _steps(data)  # levels and rounded values would hide each other
-        axes.scatter(x[:, 0], x[:, 1], s=3.2, color=colour, alpha=0.55, linewidths=0, rasterized=True)
+        axes.scatter(x[:, 0], x[:, 1], s=size, color=colour, alpha=0.6, linewidths=0, rasterized=True)
 
 
 def _spread(n: int) -> Floats:
@@ -147,17 +158,17 @@ def _alone(axes: "Axes", data: Floats, samples: Floats, v: Variable) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _labelled(axes: "Axes", across: Variable, up: Variable, *, below: bool, left: bool) -> None:
+def _ticked(axis: "Axis", v: Variable, shown: bool) -> None:
+    """Ticks at levels or at a few round values; name and numbers only at the border of the grid."""
     from matplotlib.ticker import MaxNLocator
 
-    for axis, v, shown, write in ((axes.xaxis, across, below, axes.set_xlabel), (axes.yaxis, up, left, axes.set_ylabel)):
-        if v.kind in LEVELLED and len(v.levels) <= 6:
-            axis.set_ticks(range(len(v.levels)), [str(level)[:9] for level in v.levels])
-        elif not (axis is axes.yaxis and not axes.spines["left"].get_visible()):
-            axis.set_major_locator(MaxNLocator(3))
-        axis.set_tick_params(labelbottom=below, labelleft=left, labelsize=6)
-        if shown:
-            write(v.name[:22])
+    if v.kind in LEVELLED and len(v.levels) <= 6:
+        axis.set_ticks(range(len(v.levels)), [str(level)[:9] for level in v.levels])
+    else:
+        axis.set_major_locator(MaxNLocator(3))
+    axis.set_tick_params(labelbottom=shown, labelleft=shown, labelsize=6)
+    if shown:
+        axis.set_label_text(v.name[:22])
 
 
 def telling(task: Task) -> list[int]:
@@ -175,7 +186,8 @@ def telling(task: Task) -> list[int]:
 def code_plane(result: Result, classes: NDArray[np.int64] | None) -> str:
     """The test rows' codes on their two principal axes, coloured by class where there are classes."""
     plane = result.code.plane if result.code is not None and result.code.plane is not None else np.empty((0, 2))
-    colours = SAMPLE_POINTS if classes is None else [CLASSES[k % len(CLASSES)] for k in classes]
+    plane, classes = plane[: 3 * POINTS], None if classes is None else classes[: 3 * POINTS]
+    colours = SAMPLE_POINTS if classes is None else [DATA_POINTS if k < 0 else CLASSES[k % len(CLASSES)] for k in classes]
     with canvas(*PANEL) as figure:
         axes = figure.subplots()
         axes.scatter(plane[:, 0], plane[:, 1], s=5, c=colours, linewidths=0, alpha=0.85, rasterized=True)

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from pofx.compare import Comparison, Result
-from pofx.compare.ranking import error_of
 from pofx.compare.remarks import remarks
-from pofx.compare.terminal import COLUMNS, headline, row
+from pofx.compare.terminal import cells, headline
 from pofx.report.data import columns
 from pofx.report.page import answer, bibtex
 
@@ -13,7 +12,7 @@ from pofx.report.page import answer, bibtex
 def markdown(comparison: Comparison) -> str:
     """The report as Markdown."""
     task, setting = comparison.task, comparison.setting
-    parts = [f"# {len(comparison)} families on {task.name}", headline(comparison), f"**{answer(comparison)}**", _results(comparison)]
+    parts = [f"# {len(comparison)} families on {task.name}", headline(comparison), f"**{answer(comparison)}**", _table(*cells(comparison))]
     parts += [_list(f"{r.family}: {r.reason}" for r in comparison.ranked if r.reason)]
     parts += ["## Which family wins on what", _wins(comparison), "## Why it came out like this", _list(remarks(comparison))]
     parts += ["## The data", task.source, task.licence, _columns(comparison)]
@@ -35,14 +34,6 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _results(comparison: Comparison) -> str:
-    truth = comparison.task.truth
-    lines = [row(result, comparison.best) for result in comparison.ranked]
-    if truth is not None:
-        lines.insert(0, ["*the truth*", "exact", f"{-float(truth):.2f} ± {error_of(truth):.2f}", *[""] * (len(COLUMNS) - 3)])
-    return _table(list(COLUMNS), lines)
 
 
 def _wins(comparison: Comparison) -> str:

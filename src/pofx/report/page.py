@@ -14,8 +14,9 @@ from pofx.compare import Comparison, Result, Task
 from pofx.compare.ranking import error_of
 from pofx.compare.remarks import remarks
 from pofx.compare.surface import is_plane
-from pofx.compare.terminal import COLUMNS, headline, row
-from pofx.compare.words import count, duration, listed
+from pofx.compare.terminal import COLUMNS, NOTHING, cells, headline, plus_minus
+from pofx.compare.words import duration, listed
+from pofx.domain import LEVELLED
 from pofx.models.registry import family as registered
 from pofx.report import figures
 from pofx.report.data import columns
@@ -23,7 +24,9 @@ from pofx.report.images import is_picture, sheet
 from pofx.report.svg import CLASSES, DATA_POINTS
 from pofx.types import Kind
 
+BEHIND = COLUMNS[3]
 MARGINALS = 40  # columns; a wider table of distances would not be read
+LOOKS = 4  # at learning; a shorter curve shows nothing
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,18 @@ def page(comparison: Comparison) -> str:
 def content(comparison: Comparison) -> dict[str, Any]:
     """What the template fills in."""
     task, setting = comparison.task, comparison.setting
+    names, lines = cells(comparison)
+    classes = colouring(task)
     return {
         "name": task.name,
         "families": len(comparison),
         "headline": headline(comparison),
         "answer": answer(comparison),
+        "best": comparison.best,
         "wins": comparison.wins,
-        "header": [name.replace("\n", " ") for name in COLUMNS],
-        "rows": [_row(result, comparison) for result in comparison.ranked],
-        "truth": None if task.truth is None else f"{-float(task.truth):.2f} ± {error_of(task.truth):.2f}",
+        "header": [name for name in names if name != BEHIND],
+        "rows": [_row(result, names, line) for result, line in zip(comparison.ranked, lines[-len(comparison) :], strict=True)],
+        "truth": None if task.truth is None else plus_minus(task.truth, sign=-1),
         "dots": dots(comparison),
         "failures": [r for r in comparison.ranked if r.reason],
         "remarks": remarks(comparison),
@@ -72,8 +78,9 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "pairs": pairs(comparison),
         "marginals": marginals(comparison),
         "curves": [Panel(r.family, figures.learning_curve(r), _stopped(r)) for r in comparison.ranked if _learned_in_steps(r)],
-        "codes": codes(comparison),
-        "classes": _legend(task),
+        "codes": codes(comparison, classes),
+        "classes": [(name, CLASSES[k % len(CLASSES)]) for k, name in enumerate(classes.names)],
+        "coloured": classes.says,
         "task": task,
         "columns": columns(task),
         "configured": [(r.family, _options(r), r.learning.stopped if r.learning else "") for r in comparison.results],
@@ -103,9 +110,11 @@ def bibtex(comparison: Comparison) -> str:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def _row(result: Result, comparison: Comparison) -> dict[str, Any]:
-    first = {win.family for win in comparison.wins[:1]}
-    return {"result": result, "cells": row(result, comparison.best)[2:], "kind": str(result.kind), "best": result.family in first}
+def _row(result: Result, names: list[str], line: list[str]) -> dict[str, Any]:
+    texts = dict(zip(names, line, strict=True))
+    gap = texts.pop(BEHIND, NOTHING)
+    score, *others = list(texts.values())[2:]
+    return {"result": result, "score": score, "gap": "" if gap == NOTHING else gap, "cells": others, "kind": str(result.kind)}
 
 
 @dataclass(frozen=True)
@@ -200,11 +209,37 @@ def pairs(comparison: Comparison) -> list[Panel]:
     return [Panel(r.family, figures.pairs(r, task, chosen)) for r in comparison.ranked if r.sampling is not None]
 
 
-def codes(comparison: Comparison) -> list[Panel]:
+def codes(comparison: Comparison, classes: "Colouring") -> list[Panel]:
     """The representations that have at least two numbers."""
-    classes = _classes(comparison.task)
     found = [r for r in comparison.ranked if r.code is not None and r.code.plane is not None]
-    return [Panel(r.family, figures.code_plane(r, classes), _code_note(r)) for r in found]
+    return [Panel(r.family, figures.code_plane(r, classes.of_rows), _code_note(r)) for r in found]
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """What colours the test rows' codes.
+
+    Args:
+        of_rows: a class each, -1 where missing; None: one colour.
+        names: of the classes.
+        says: what they are, a clause.
+    """
+
+    of_rows: NDArray[np.int64] | None
+    names: tuple[str, ...]
+    says: str
+
+
+def colouring(task: Task) -> Colouring:
+    """By the label; for want of one by the first column of a few levels."""
+    if task.labels is not None:
+        labels = task.labels[1].numpy()
+        return Colouring(labels, tuple(map(str, range(int(labels.max()) + 1))), ", coloured by a label that no family has seen")
+    for d, v in enumerate(task.domain.variables):
+        if v.kind in LEVELLED and len(v.levels) <= len(CLASSES):
+            of_rows = task.test[:, d].nan_to_num(-1).long().numpy()
+            return Colouring(of_rows, tuple(map(str, v.levels)), f", coloured by {v.name} (a column that the families have seen)")
+    return Colouring(None, (), "")
 
 
 def _code_note(result: Result) -> str:
@@ -215,21 +250,12 @@ def _code_note(result: Result) -> str:
     return f"{code.width} numbers, {sum(code.shares):.0%} of their variance shown{accuracy}"
 
 
-def _classes(task: Task) -> NDArray[np.int64] | None:
-    return None if task.labels is None else task.labels[1].numpy()
-
-
-def _legend(task: Task) -> list[tuple[str, str]]:
-    classes = _classes(task)
-    return [] if classes is None else [(str(k), CLASSES[k % len(CLASSES)]) for k in np.unique(classes).tolist()]
-
-
 def _learned_in_steps(result: Result) -> bool:
-    return result.learning is not None and len(result.learning.history) > 2
+    return result.learning is not None and len(result.learning.history) > LOOKS
 
 
 def _stopped(result: Result) -> str:
-    return "" if result.learning is None else f"{result.learning.stopped}; {count(len(result.learning.history))} looks"
+    return "" if result.learning is None else f"stopped: {result.learning.stopped}"
 
 
 def marginals(comparison: Comparison) -> dict[str, Any] | None:

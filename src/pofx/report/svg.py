@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,13 +57,13 @@ SETTINGS: dict[Any, Any] = {
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator["Figure"]:
-    """A figure of a size in inches, under the page's settings."""
+def canvas(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Iterator["Figure"]:
+    """A figure of a size in inches, under the page's settings; laid out by matplotlib unless told not to."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(SETTINGS):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def bare(axes: "Axes") -> None:
@@ -82,7 +82,7 @@ def inline(figure: "Figure", name: str) -> str:
 
     buffer = StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", dpi=220, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     return _themed(_lean(text[text.index("<svg") :], name))
 

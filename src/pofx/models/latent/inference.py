@@ -16,6 +16,8 @@ from pofx.nets.features import Features
 from pofx.objectives.elbo import LogTerms
 from pofx.types import Generator
 
+FARTHEST = 3.0  # standard deviations from the mean at which the encoder sees a number at most
+
 
 class Draws(NamedTuple):
     """z_1 ... z_K for each of N rows, and what q says of them; one entry for each level of latents, bottom first.
@@ -57,7 +59,8 @@ class Inference(nn.Module, abc.ABC):
 class GaussianEncoder(Inference):
     """q(z | x, c) = N(m, diag s^2), with m and s from one network that sees x, and which cells it lacks.
 
-    Numbers enter standardised, levels one-hot, missing cells as 0. The weights of "this cell is missing" are there
+    Numbers enter standardised and no further than 3 deviations out (one rare pixel or outlier must not drown the
+    others), levels one-hot, missing cells as 0. The weights of "this cell is missing" are there
     only when some cell was missing in the rows of `initialise`.
 
     `propose` mixes in the prior: a row with a share u of its cells missing draws from (1 - u/2) q + (u/2) p. The fewer
@@ -119,7 +122,8 @@ class GaussianEncoder(Inference):
     def mean_and_scale(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """m and s, (N, L) each. s = softplus(raw) is 1 at raw = log(e - 1), where an untrained network begins."""
         x = self._whole(x)
-        m, raw = self.rest(self.inlet(conditioned(self.features(x), c), x)).chunk(2, dim=-1)
+        f = self.features(x).clamp(-FARTHEST, FARTHEST)
+        m, raw = self.rest(self.inlet(conditioned(f, c), x)).chunk(2, dim=-1)
         return m, functional.softplus(raw + math.log(math.e - 1)) + 1e-4
 
     def marginal(self, keep: Sequence[int]) -> "GaussianEncoder":

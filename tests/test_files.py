@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pofx
-from pofx.ask.files import KEY, _digest, read_file
+from pofx.ask.files import KEY, digest, read_file
 from pofx.errors import FileError, OptionError
 
 FAMILIES = ("gmm", "vae", "latent_class")
@@ -128,7 +128,7 @@ def rewritten(file, target, change):
     data = json.loads(header.model_dump_json())
     change(data, tensors)
     text = json.dumps(data)
-    target.write_bytes(save(tensors, {KEY: text, "digest": _digest(text, tensors)}))
+    target.write_bytes(save(tensors, {KEY: text, "digest": digest(text, tensors)}))
     return target
 
 

@@ -1,7 +1,7 @@
 """A learned p(x) as one safetensors file, and back.
 
 The header holds one JSON text: family, options, domain, record, and a digest of text and tensors.
-Nothing in a file is executed. Whatever is wrong with a file, `open_` says so in one FileError:
+Nothing in a file is executed. Whatever is wrong with a file, `read` says so in one FileError:
 sizes and names are checked on a skeleton without storage before anything is built, the digest
 catches flipped bits, and a probe (a few rows with the log_prob they had when saved) catches a file
 that opens to another p(x) than the one that was saved.
@@ -13,7 +13,7 @@ import os
 import struct
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,11 +22,11 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
-from pofx.ask.pofx import Origin, PofX
+from pofx.ask.origin import Origin
 from pofx.data import Container
 from pofx.domain import Domain
 from pofx.errors import FileError, PofxError
-from pofx.learn import Record, write_atomically
+from pofx.learn import Record, versions, write_atomically
 from pofx.models import composed
 from pofx.models.base import Model
 from pofx.models.registry import family as registered
@@ -55,16 +55,24 @@ class Header(BaseModel):
     record: dict[str, Any]
 
 
-def save(p: PofX, path: str | PathLike[str]) -> None:
-    """Write p to a file, atomically: a kill at any moment leaves the old or the new file, whole."""
-    text = _header(p).model_dump_json()
-    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in p.model.state_dict().items()} | _probe(p)
-    metadata = {KEY: text, "digest": _digest(text, tensors)}
-    write_atomically(Path(path), tensor_bytes(tensors, metadata))
+def save(path: str | PathLike[str], model: Model, origin: Origin, container: Container, seed: int) -> None:
+    """Write a learned model, atomically: a kill at any moment leaves the old or the new file, whole."""
+    text = _header(model, origin, container, seed).model_dump_json()
+    tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()} | _probe(model, seed)
+    write_atomically(Path(path), tensor_bytes(tensors, {KEY: text, "digest": digest(text, tensors)}))
 
 
-def open_(path: str | PathLike[str], device: str = "cpu") -> PofX:
-    """Read a p(x) that `save` wrote.
+class Opened(NamedTuple):
+    """What a file holds, built."""
+
+    model: Model
+    origin: Origin
+    container: Container
+    seed: int
+
+
+def read(path: str | PathLike[str], device: str = "cpu") -> Opened:
+    """The model that `save` wrote.
 
     Raises:
         FileError: the file is missing, damaged, foreign, or made by a later version.
@@ -74,7 +82,7 @@ def open_(path: str | PathLike[str], device: str = "cpu") -> PofX:
         return _rebuilt(header, tensors, device)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-    except (PofxError, ValidationError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError) as error:
+    except (PofxError, ValidationError, RuntimeError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
         raise FileError(f"{path} does not describe a model this version can build: {_line(error)}") from error
 
 
@@ -90,55 +98,60 @@ def read_file(path: str | PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
         tensors = parse_tensors(raw)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise FileError(f"{path} is damaged: {_line(error)}") from error
-    if metadata.get("digest") != _digest(metadata[KEY], tensors):
+    if metadata.get("digest") != digest(metadata[KEY], tensors):
         raise FileError(f"{path} is damaged: its contents do not match its digest")
     return _parsed(path, metadata[KEY]), tensors
 
 
-def _header(p: PofX) -> Header:
-    import pofx
-
-    origin = p._learned("file; save the p that fit returned, and ask again after opening it")
+def _header(model: Model, origin: Origin, container: Container, seed: int) -> Header:
     return Header(
-        pofx=pofx.__version__,
+        format=FORMAT,
+        pofx=versions()["pofx"],
         family=origin.family,
         options=origin.config.model_dump(mode="json"),
         table=origin.table.to_json(),
-        given=list(p.model.context.names) if p.model.context else [],
-        container=p.container,
+        given=list(model.context.names) if model.context else [],
+        container=container,
         incomplete=origin.incomplete,
-        seed=p.seed,
+        seed=seed,
         record=origin.record.to_json(),
     )
 
 
-def _probe(p: PofX) -> dict[str, Tensor]:
+def _probe(model: Model, seed: int) -> dict[str, Tensor]:
     """A few rows of the model's own and their log_prob: what opening the file must give back."""
-    generator = torch.Generator(p._device).manual_seed(p.seed)
-    width = 0 if p.model.context is None else len(p.model.context)
-    c = torch.zeros(width, dtype=torch.float64, device=p._device) if width else None
-    x = p.model.sample(PROBE_ROWS, c, generator=generator)
-    return {PROBE_X: x.cpu(), PROBE_LOG_PROB: _probed(p, x).cpu()}
+    c = _no_condition(model)
+    x = model.sample(PROBE_ROWS, c, generator=torch.Generator(_device(model)).manual_seed(seed))
+    return {PROBE_X: x.cpu().contiguous(), PROBE_LOG_PROB: _probed(model, x, seed).cpu()}
 
 
-def _probed(p: PofX, x: Tensor) -> Tensor:
-    c = torch.zeros(len(p.model.context), dtype=torch.float64, device=x.device) if p.model.context else None
+def _probed(model: Model, x: Tensor, seed: int) -> Tensor:
     with torch.no_grad():
-        return p.model.log_prob(x, c, generator=torch.Generator(x.device).manual_seed(p.seed))
+        return model.log_prob(x, _no_condition(model), generator=torch.Generator(_device(model)).manual_seed(seed))
 
 
-def _rebuilt(header: Header, tensors: dict[str, Tensor], device: str) -> PofX:
+def _no_condition(model: Model) -> Tensor | None:
+    return None if model.context is None else torch.zeros(len(model.context), dtype=torch.float64, device=_device(model))
+
+
+def _device(model: Model) -> torch.device:
+    return next(iter((*model.parameters(), *model.buffers()))).device
+
+
+def _rebuilt(header: Header, tensors: dict[str, Tensor], device: str) -> Opened:
     table = Domain.from_json(header.table)
     config = registered(header.family).configure(header.options)
     probe_x, probe = tensors.pop(PROBE_X), tensors.pop(PROBE_LOG_PROB)
     state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     model = _skeleton(header, table, config, state)
     model.load_tensors(state)
-    origin = Origin(header.family, config, table, Record.from_json(header.record), header.incomplete)
-    p = PofX(model.to(device), header.container, seed=header.seed, origin=origin)
-    if not torch.allclose(_probed(p, probe_x.to(device)).cpu().double(), probe.double(), rtol=1e-5, atol=1e-5, equal_nan=True):
+    model = model.to(device).eval()
+    if not torch.allclose(
+        _probed(model, probe_x.to(device), header.seed).cpu().double(), probe.double(), rtol=1e-5, atol=1e-5, equal_nan=True
+    ):
         raise FileError("it opens to another p(x) than the one that was saved")
-    return p
+    origin = Origin(header.family, config, table, Record.from_json(header.record), header.incomplete)
+    return Opened(model, origin, header.container, header.seed)
 
 
 def _skeleton(header: Header, table: Domain, config: Any, state: dict[str, Tensor]) -> Model:  # noqa: ANN401
@@ -195,13 +208,14 @@ def _parsed(path: str | PathLike[str], text: str) -> Header:
         raise FileError(f"{path} has a header this version does not know: {_line(error)}") from error
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """A hash of the header's text and of every tensor's name, type, shape and bytes."""
+    hashed = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         t = tensors[name]
-        digest.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
-    return digest.hexdigest()
+        hashed.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
+        hashed.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return hashed.hexdigest()
 
 
 def _line(error: BaseException) -> str:

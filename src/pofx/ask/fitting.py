@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pofx.ask.pofx import Origin, PofX, as_columns
+from pofx.ask.origin import Origin
+from pofx.ask.pofx import PofX, as_columns
 from pofx.data import Container, DataSet, check_training, container_of, encode, infer_domain, load, names_a_set, read, split
 from pofx.data.preparation import prepare
 from pofx.domain import Domain

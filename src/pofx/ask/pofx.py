@@ -6,7 +6,6 @@ what it is; a question that p can not answer raises `Unavailable`, which names w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -14,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pofx.ask import files
 from pofx.ask.evidence import point
+from pofx.ask.origin import Origin
 from pofx.ask.questions import QUESTIONS, kind_of
 from pofx.data import Container, container_of, decode, encode
 from pofx.domain import Domain
 from pofx.errors import OptionError
 from pofx.learn import Record
-from pofx.models.base import FamilyConfig, Model
+from pofx.models.base import Model
 from pofx.types import Answer, Kind, X
 
 HOW = {
@@ -29,25 +30,6 @@ HOW = {
     Kind.ESTIMATE: "a Monte Carlo estimate",
     Kind.UNNORMALISED: "up to an unknown constant",
 }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a learned p(x) came about, enough to rebuild it from a file.
-
-    Args:
-        family: its name in the registry.
-        config: its options.
-        table: the domain of whole rows: the variables of x and, among them, those given.
-        record: how it was learned.
-        incomplete: whether training rows had missing cells.
-    """
-
-    family: str
-    config: FamilyConfig
-    table: Domain
-    record: Record
-    incomplete: bool
 
 
 class PofX:
@@ -216,9 +198,8 @@ class PofX:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write p to one safetensors file, atomically; `pofx.open` reads it back to the bit."""
-        from pofx.ask.files import save
-
-        save(self, path)
+        origin = self._learned("file; save the p that fit returned, and ask again after opening it")
+        files.save(path, self.model, origin, self.container, self.seed)
 
     def __repr__(self) -> str:
         who = self.origin.family if self.origin else type(self.model).__name__

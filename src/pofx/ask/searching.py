@@ -53,10 +53,15 @@ def search(
 
     Args:
         family: a name of `pofx.families()`.
-        data: as `pofx.fit` takes it, and so are given, holdout, schema, seed and device.
+        data: as `pofx.fit` takes it.
         trials: how many configurations at most.
         timeout: seconds after which no new one begins.
+        given: columns to condition on.
+        holdout: rows to score on; a tenth of the data when none are given.
+        schema: the domain, or corrections to the inferred one.
+        seed: of the split, of learning and of the proposals.
         budget: seconds each may learn.
+        device: where to learn.
         **fixed: options that stay as they are.
 
     Raises:

@@ -1,7 +1,7 @@
 """From a family's options and a domain to the Model that learns it: preparation, context, missing cells."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,12 +17,21 @@ from pofx.transforms.plan import image, plan
 from pofx.types import Kind
 
 
+@runtime_checkable
 class Maps(Protocol):
     """What `data.prepare` gives: the maps and the domain they lead to."""
 
-    lift: Lift | None
-    transform: Elementwise | None
-    domain: Domain
+    @property
+    def lift(self) -> Lift | None:
+        """The surjection that comes first."""
+
+    @property
+    def transform(self) -> Elementwise | None:
+        """The bijection that comes next."""
+
+    @property
+    def domain(self) -> Domain:
+        """What the family is built on."""
 
 
 MANY = 128  # variables; above it a proposal for missing cells, D^2 numbers, is only kept when rows did have some

@@ -88,7 +88,7 @@ class Elementwise(PerVariable, Transform):
     def _counted(self, x: Tensor, slope: Tensor) -> Tensor:
         """Sum of log|dx_d/du_d| over the variables that have one."""
         whole = slope + (self.width * self.scale).log()
-        counts = (x != self.atom) & whole.isfinite()  # NaN, off the support: infinite or NaN slope
+        counts = (x != self.atom) & x.isfinite() & whole.isfinite()  # neither missing nor off the support
         return torch.where(counts, whole, 0.0).sum(-1)
 
     def _g(self, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,5 @@ def _couplings(dim: int, context: int, config: RealNVPConfig) -> list[Transform]
     for pair in range(-(-config.layers // 2)):
         parts += [Permutation.riffle(dim)] if pair else []
         for swap in (False, True):
-            parts.append(
-                AffineCoupling(dim, swap=swap, context=context, widths=(config.width,) * config.depth, dropout=config.dropout)
-            )
+            parts.append(AffineCoupling(dim, swap=swap, context=context, widths=(config.width,) * config.depth, dropout=config.dropout))
     return parts

@@ -223,3 +223,27 @@ def test_levels_keep_their_types():
     assert domain["year"].levels == (2007, 2008, 2009)
     assert domain["flag"].levels == (False, True)
     pd.testing.assert_frame_equal(there_and_back(frame), frame)
+
+
+HOLES = {
+    "pandas": pd.DataFrame({"pet": [None, None], "k": [None, 1.0], "c": pd.Categorical([None, "u"], categories=["u"])}),
+    "an empty number": pd.DataFrame({"pet": [np.nan, np.nan], "k": ["", ""], "c": ["u", None]}).replace("", None),
+    "polars": pl.DataFrame({"pet": [None, None], "k": [None, None], "c": pl.Series([None, "u"], dtype=pl.Enum(["u"]))}),
+    "pyarrow": pa.table({"pet": pa.nulls(2), "k": pa.nulls(2), "c": pa.array(["u", None]).dictionary_encode()}),
+}
+
+
+@pytest.mark.parametrize("rows", HOLES.values(), ids=HOLES)
+def test_holes_can_be_filled_with_what_their_columns_never_held(rows):
+    """Rows to impute: a column without a value has the wrong type, a category lacks levels."""
+    domain = infer_domain(pd.DataFrame({"pet": ["cat", "dog", "newt"] * 9, "k": [1, 0, 4] * 9, "c": ["u", "v", "w"] * 9}))
+    assert encode(rows, domain).isnan().any()
+    full = decode(torch.tensor([[2.0, 4.0, 1.0], [0.0, 1.0, 2.0]]), domain, container_of(rows))
+    assert table(full)["pet"].to_list() == ["newt", "cat"]
+    assert table(full)["k"].to_list() == [4, 1]
+    assert table(full)["c"].to_list() == ["v", "w"]
+
+
+def test_digits_are_the_text_of_their_level():
+    domain = infer_domain(pd.DataFrame({"code": ["311", "12", "7"] * 9}))
+    assert encode({"code": [12, 7, None, 311]}, domain).nan_to_num(-1).flatten().tolist() == [0.0, 2.0, -1.0, 1.0]

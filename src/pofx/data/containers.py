@@ -5,7 +5,7 @@ was learned from: same labels, order, types, categories.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import narwhals as nw
@@ -100,13 +100,32 @@ def decode(x: Float[Tensor, "N D"], domain: Domain, container: Container) -> Any
     if container.library in ARRAYS:
         return _to_array(values, domain, container)
     fields = {str(f.label): f for f in container.fields}
-    chosen = [fields.get(v.name) or Field(v.name, v.dtype, v.levels, v.kind is VariableKind.ORDINAL) for v in domain.variables]
+    chosen = [
+        _fitting(fields.get(v.name, Field(v.name, v.dtype, ordered=v.kind is VariableKind.ORDINAL)), v, container.library)
+        for v in domain.variables
+    ]
     columns = [_values(values[:, d], v) for d, v in enumerate(domain.variables)]
     make = {"pandas": _to_pandas, "polars": _to_polars, "pyarrow": _to_pyarrow}[container.library]
     try:
         return make(columns, chosen)
     except ImportError as error:
         raise DataError(f"the rows came from {container.library}, which is not installed: pip install {container.library}") from error
+
+
+_TEXT = {"pandas": "str", "polars": "String", "pyarrow": "string"}
+
+
+def _fitting(field: Field, v: Variable, library: str) -> Field:
+    """The field, widened to hold what the variable can be: the rows that came may have had an empty column, or few levels."""
+    categories = re.match(r"category|enum|dictionary", field.dtype.lower()) is not None
+    named = any(isinstance(level, str) for level in v.levels)
+    if categories and v.levels:
+        return replace(field, levels=(*field.levels, *(level for level in v.levels if level not in field.levels)))
+    if named and not re.search(r"str|object|categ", field.dtype.lower()):
+        return replace(field, dtype=_TEXT[library])
+    if not named and (categories or re.match(r"str|large_str|categ", field.dtype.lower())):
+        return replace(field, dtype="float64")
+    return field
 
 
 # -- numbers and levels ----------------------------------------------------------------------------
@@ -144,7 +163,8 @@ def _cast(values: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.bo
     low, high = float(np.iinfo(target).min), float(np.iinfo(target).max)
     if high > 2**53:  # as a float 2^63 - 1 is 2^63, which no longer fits
         high = float(np.nextafter(high, 0.0))
-    return np.clip(np.rint(filled), low, high).astype(target), missing
+    np.rint(filled, out=filled)
+    return np.clip(filled, low, high, out=filled).astype(target), missing
 
 
 def _numpy_type(dtype: str) -> "np.dtype[Any]":
@@ -208,7 +228,9 @@ def _pandas_series(values: NDArray[Any], field: Field) -> "pd.Series[Any]":
 
 
 def _pandas_type(field: Field) -> Any:  # noqa: ANN401
-    return pd.api.types.pandas_dtype(field.dtype)
+    known = pd.api.types.pandas_dtype(field.dtype)
+    older = isinstance(known, np.dtype) and known.kind == "U"  # before pandas 3 "str" would make text of None, too
+    return np.dtype(object) if older else known
 
 
 def _to_polars(columns: list[NDArray[Any]], fields: list[Field]) -> "pl.DataFrame":

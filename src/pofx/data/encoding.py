@@ -77,20 +77,26 @@ def _as_event(x: NDArray[Any], domain: Domain) -> NDArray[Any]:
 
 def _codes(c: Column, v: Variable) -> NDArray[np.float64]:
     """The column as numbers; levels as their positions."""
-    if v.kind in LEVELLED:
-        return _positions(c, v)
-    if c.sort != "words":
-        return np.asarray(c.values, dtype=np.float64)
-    if len(c.seen):
+    named = any(isinstance(level, str) for level in v.levels)
+    if named:
+        return _positions(_texts(c), c, v)
+    if c.sort == "words" and len(c.seen):
         row = int(np.flatnonzero(~c.missing)[0])
         raise DataError(f"column {c.name!r} is of kind {v.kind} and needs numbers, got the text {c.values[row]!r} in row {row}")
-    return np.full(len(c.values), np.nan)
+    numbers = np.full(len(c.values), np.nan) if c.sort == "words" else np.asarray(c.values, dtype=np.float64)
+    return _positions(numbers, c, v) if v.levels else numbers
 
 
-def _positions(c: Column, v: Variable) -> NDArray[np.float64]:
-    words = any(isinstance(level, str) for level in v.levels)
-    known = pd.Index(v.levels, dtype=object) if words or c.sort == "words" else pd.Index([float(level) for level in v.levels])
-    at = known.get_indexer(pd.Index(c.values, dtype=known.dtype)).astype(np.float64)
+def _texts(c: Column) -> NDArray[Any]:
+    """Text; of numbers, their digits: levels like '311' come back from a CSV file as numbers."""
+    if c.sort == "words":
+        return c.values
+    return np.array([None if np.isnan(value) else f"{value:.17g}" for value in c.values], dtype=object)
+
+
+def _positions(values: NDArray[Any], c: Column, v: Variable) -> NDArray[np.float64]:
+    known = pd.Index(v.levels, dtype=object) if values.dtype == object else pd.Index([float(level) for level in v.levels])
+    at = known.get_indexer(pd.Index(values, dtype=known.dtype)).astype(np.float64)
     missing = c.missing
     if unseen := np.flatnonzero((at < 0) & ~missing).tolist():
         value = c.values[unseen[0]]
@@ -111,16 +117,22 @@ def check_support(x: NDArray[np.float64], domain: Domain) -> None:
         DataError: an infinity, a count that is not whole, a value outside the bounds; names column and row.
     """
     refuse_infinity(x, domain.names)
-    for wrong, what in ((_outside(x, domain), _bounds), (_broken(x, domain), lambda _: "is a count of whole numbers")):
-        if wrong.any():
-            row, d = np.argwhere(wrong)[0]
-            v = domain.variables[d]
-            raise DataError(f"column {v.name!r} {what(v)}, got {x[row, d]:g} in row {row}: mend the value, or declare another kind")
+    least, most = np.array([_limits(v) for v in domain.variables]).T
+    if (np.fmin.reduce(x, axis=0, initial=np.inf) < least).any() or (np.fmax.reduce(x, axis=0, initial=-np.inf) > most).any():
+        spikes = np.array([np.nan if v.spike is None else v.spike for v in domain.variables])
+        _refuse_first(((x < least) | (x > most)) & (x != spikes), x, domain)
+    counts = np.flatnonzero([v.kind is VariableKind.COUNT for v in domain.variables])
+    if len(counts):
+        whole = x if len(counts) == len(domain) else x[:, counts]
+        broken = (whole != np.rint(whole)) & ~np.isnan(whole)
+        _refuse_first(broken, whole, domain.select(counts.tolist()) if broken.any() else domain)
 
 
-def _outside(x: NDArray[np.float64], domain: Domain) -> NDArray[np.bool_]:
-    least, most, spikes = np.array([(*_limits(v), np.nan if v.spike is None else v.spike) for v in domain.variables]).T
-    return ((x < least) | (x > most)) & (x != spikes)
+def _refuse_first(wrong: NDArray[np.bool_], x: NDArray[np.float64], domain: Domain) -> None:
+    if wrong.any():
+        row, d = np.argwhere(wrong)[0]
+        v, value = domain.variables[d], x[row, d]
+        raise DataError(f"column {v.name!r} {_must(v, value)}, got {value:g} in row {row}: mend the value, or declare another kind")
 
 
 def _limits(v: Variable) -> tuple[float, float]:
@@ -131,12 +143,9 @@ def _limits(v: Variable) -> tuple[float, float]:
     return (0.0, len(v.levels) - 1.0) if v.levels else (float(lower), float(v.upper))
 
 
-def _broken(x: NDArray[np.float64], domain: Domain) -> NDArray[np.bool_]:
-    counts = np.array([v.kind is VariableKind.COUNT for v in domain.variables])
-    return counts & (x != np.rint(x)) & ~np.isnan(x)
-
-
-def _bounds(v: Variable) -> str:
+def _must(v: Variable, value: float) -> str:
+    if v.kind is VariableKind.COUNT and not float(value).is_integer():
+        return "is a count of whole numbers"
     if v.kind is VariableKind.POSITIVE:
         return "is positive" if v.resolution is None else "is not below 0"
     brackets = "()" if v.kind is VariableKind.INTERVAL else "[]"

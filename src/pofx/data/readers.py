@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pofx.errors import DataError
 MISSING = ("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NULL", "null")  # not None or unknown, which are levels in real tables
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MAIN_ARRAYS = ("x", "X", "data", "images", "x_train", "X_train", "train")
-_LEADING_ZERO = re.compile(r"-?0\d")
+_LEADING_ZERO, _ZEROS_SOMEWHERE = re.compile(r"-?0\d"), re.compile(r'[,;\t"\n ]-?0\d')
 
 
 def read(source: Any) -> Any:  # noqa: ANN401
@@ -128,26 +129,39 @@ def _checked_rows(path: Path, text: str, separator: str) -> tuple[list[str], set
     rows = _parsed(path, text, separator)
     header = [name.strip() for name in next(rows)[1]]
     _check_header(path, header)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{path} has a header and no rows: nothing can be learned from it")
+    if not _ZEROS_SOMEWHERE.search(text) and _even(text, separator, len(header)):
+        return header, set()  # nearly always: a loop over cells would take ten times as long as reading them
     zeros: set[str] = set()
-    line = 0
-    for line, row in rows:
+    for line, row in chain([first], rows):
         if len(row) != len(header):
             raise DataError(f"{path} has {len(row)} cells in line {line}, where the header has {len(header)} columns")
-        zeros.update(name for name, cell in zip(header, row, strict=True) if cell[:2].isdigit() and _LEADING_ZERO.match(cell))
-    if not line:
-        raise DataError(f"{path} has a header and no rows: nothing can be learned from it")
+        zeros.update(name for name, cell in zip(header, row, strict=True) if _LEADING_ZERO.match(cell))
     return header, zeros
+
+
+def _even(text: str, separator: str, width: int) -> bool:
+    try:
+        return set(map(len, _rows(text, separator))) <= {0, width}
+    except csv.Error:
+        return False
 
 
 def _parsed(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Each row that is not blank, with the number of the line it ends in."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = _rows(text, separator)
     try:
         for row in reader:
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
         raise DataError(f"{path} is damaged in line {reader.line_num}: {error}") from error
+
+
+def _rows(text: str, separator: str) -> Any:  # noqa: ANN401
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
 
 
 def _check_header(path: Path, header: list[str]) -> None:

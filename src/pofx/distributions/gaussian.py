@@ -14,11 +14,12 @@ Cost of a pass over N rows with P patterns: O(K (P D³ + N D²)). Everything is 
 parameters; the families keep float64.
 """
 
+import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -107,9 +108,9 @@ class Prior:
     strength: float
     variance: Float[Tensor, " D"]
 
-    def penalty(self, gaussians: "Gaussians | DiagonalGaussians") -> Tensor:
+    def penalty(self, normals: "Normals") -> Tensor:
         """What is added to the sum of log-likelihoods: what EM maximises is their sum."""
-        return -0.5 * self.strength * (gaussians.log_determinant + gaussians.trace_of_inverse_times(self.variance)).sum()
+        return -0.5 * self.strength * (normals.log_determinant + normals.trace_of_inverse_times(self.variance)).sum()
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,64 @@ def data_variance(x: Rows) -> Float[Tensor, " D"]:
 # -- normals ---------------------------------------------------------------------------------------
 
 
+class Normals(abc.ABC):
+    """K normals on R^D: what a mixture asks of its components. Rows x are (N, D), NaN = unobserved."""
+
+    mean: Float[Tensor, "K D"]
+
+    @property
+    @abc.abstractmethod
+    def spread(self) -> Float[Tensor, "C V W"]:
+        """Σ in the one shape that files keep: (K, D, D), (1, D, D) shared, (K, D, 1) diagonal, (K, 1, 1) spherical."""
+
+    @property
+    @abc.abstractmethod
+    def log_determinant(self) -> Tensor:
+        """log|Σ_k|, one number each, or one shared."""
+
+    @abc.abstractmethod
+    def trace_of_inverse_times(self, variance: Tensor) -> Tensor:
+        """tr(diag(variance) Σ_k⁻¹), one number each, or one shared."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Rows) -> LogDensities:
+        """log N(x | μ_k, Σ_k), marginalised over the entries that are NaN."""
+
+    @abc.abstractmethod
+    def sample(self, which: Int[Tensor, " n"], *, generator: Generator = None) -> Float[Tensor, "n D"]:
+        """One draw from component which[i], for each i."""
+
+    @abc.abstractmethod
+    def marginal(self, keep: Sequence[int]) -> Self:
+        """The normals of some of the variables, in the order given."""
+
+    @abc.abstractmethod
+    def conditional(self, evidence: Point) -> Self:
+        """The normals of the variables that are NaN in the evidence, given the others."""
+
+    @abc.abstractmethod
+    def fill(self, x: Rows, log_weight: LogWeights) -> Rows:
+        """E[x | x_o] under the mixture Σ_k exp(log_weight_k) N_k: missing entries filled, observed ones kept."""
+
+    @abc.abstractmethod
+    def complete(self, x: Rows, which: Int[Tensor, " N"], *, generator: Generator = None) -> Rows:
+        """One joint draw of each row's missing entries given its observed ones, under component which[n]."""
+
+    @abc.abstractmethod
+    def uphill(self, r: Float[Tensor, "S K"]) -> Float[Tensor, "S D"]:
+        """(Σ_k r_k Σ_k⁻¹)⁻¹ Σ_k r_k Σ_k⁻¹ μ_k: with r = p(k | x), a step from x that never lowers the mixture's density."""
+
+    @abc.abstractmethod
+    def expect(self, x: Rows, log_weight: LogWeights) -> Moments:
+        """The E-step of the mixture Σ_k exp(log_weight_k) N_k."""
+
+    @abc.abstractmethod
+    def maximise(self, moments: Moments, prior: Prior) -> Self:
+        """The M-step: means, and regularised covariances, pooled where they are shared."""
+
+
 @dataclass(frozen=True)
-class Gaussians:
+class Gaussians(Normals):
     """K normals N(μ_k, Σ_k) on R^D; see the module's docstring for the formulas.
 
     Args:
@@ -154,6 +211,11 @@ class Gaussians:
 
     mean: Float[Tensor, "K D"]
     covariance: Float[Tensor, "C D D"]
+
+    @property
+    def spread(self) -> Float[Tensor, "C V W"]:
+        """Σ."""
+        return self.covariance
 
     @cached_property
     def factor(self) -> Tensor:
@@ -196,21 +258,17 @@ class Gaussians:
             scaled[rows] = noise[rows] @ factor.T
         return self.mean[which] + scaled
 
-    def take(self, which: Sequence[int]) -> "Gaussians":
-        """Some of the components."""
-        return Gaussians(self.mean[list(which)], self.covariance if len(self.covariance) == 1 else self.covariance[list(which)])
-
-    def marginal(self, keep: Sequence[int]) -> "Gaussians":
+    def marginal(self, keep: Sequence[int]) -> Self:
         """The normals of some of the variables, in the order given."""
         keep = list(keep)
-        return Gaussians(self.mean[:, keep], self.covariance[:, keep][:, :, keep])
+        return type(self)(self.mean[:, keep], self.covariance[:, keep][:, :, keep])
 
-    def conditional(self, evidence: Point) -> "Gaussians":
+    def conditional(self, evidence: Point) -> Self:
         """The normals of the variables that are NaN in the evidence, given the others."""
         block = next(Patterns(evidence[None]).blocks(1))
         missing = evidence.isnan().nonzero()[:, 0]
         given = self._regress(block)
-        return Gaussians(given.mean()[0, 0][:, missing], given.covariance()[0][:, missing][:, :, missing])
+        return type(self)(given.mean()[0, 0][:, missing], given.covariance()[0][:, missing][:, :, missing])
 
     def fill(self, x: Rows, log_weight: LogWeights) -> Rows:
         """E[x | x_o] under the mixture Σ_k exp(log_weight_k) N_k: missing entries filled, observed ones kept."""
@@ -230,9 +288,15 @@ class Gaussians:
         step = torch.empty_like(draw)
         for k in which.unique().tolist():
             rows = which == k
-            centred = Gaussians(torch.zeros_like(self.mean[:1]), self.take([k]).covariance)
+            centred = Gaussians(torch.zeros_like(self.mean[:1]), self.covariance[k % len(self.covariance), None])
             step[rows] = centred.fill((x - draw)[rows], self.mean.new_zeros(1))
         return torch.where(x.isnan(), draw + step, x)
+
+    def uphill(self, r: Float[Tensor, "S K"]) -> Float[Tensor, "S D"]:
+        """See `Normals`."""
+        precision = torch.cholesky_inverse(self.factor).expand(len(self.mean), -1, -1)
+        weighted = (precision @ self.mean[..., None])[..., 0]
+        return torch.linalg.solve((r @ precision.flatten(1)).unflatten(1, precision.shape[1:]), r @ weighted)
 
     def expect(self, x: Rows, log_weight: LogWeights) -> Moments:
         """The E-step of the mixture Σ_k exp(log_weight_k) N_k on rows with missing entries."""
@@ -252,7 +316,7 @@ class Gaussians:
             second += torch.einsum("bkih,bkjh->kij", given.deviation * r.transpose(1, 2)[:, :, None], given.deviation)
         return Moments(count, first, second, float(total) / len(x))
 
-    def maximise(self, moments: Moments, prior: Prior) -> "Gaussians":
+    def maximise(self, moments: Moments, prior: Prior) -> Self:
         """The M-step: means, and regularised covariances (pooled where they are shared)."""
         shift = moments.shift()
         scatter = moments.second - moments.count[:, None, None] * shift[:, :, None] * shift[:, None]
@@ -260,7 +324,7 @@ class Gaussians:
         if len(self.covariance) < len(self.mean):
             scatter, count = scatter.sum(0, keepdim=True), count.sum(0, keepdim=True)
         covariance = (scatter + prior.strength * prior.variance.diag()) / (count + prior.strength)[:, None, None]
-        return Gaussians(self.mean + shift, 0.5 * (covariance + covariance.mT))
+        return type(self)(self.mean + shift, 0.5 * (covariance + covariance.mT))
 
     def _cost(self, patterns: Patterns) -> int:
         k, d = self.mean.shape
@@ -304,6 +368,8 @@ class Regression:
     @cached_property
     def deviation(self) -> Float[Tensor, "B K D H"]:
         """E[x | x_o] - μ."""
+        if bool(self.observed.all()):
+            return self.residual
         return torch.where(self.observed[..., None], self.residual, self._v.mT @ self._w)
 
     def mean(self) -> Float[Tensor, "B H K D"]:
@@ -313,11 +379,13 @@ class Regression:
     def covariance(self) -> Float[Tensor, "B C D D"]:
         """Cov[x | x_o], 0 where an entry is observed."""
         missing = ~self.observed
+        if not bool(missing.any()):
+            return torch.zeros_like(self.factor)
         return torch.where(missing[..., None] & missing[..., None, :], self.of.covariance - self._v.mT @ self._v, 0.0)
 
 
 @dataclass(frozen=True)
-class DiagonalGaussians:
+class DiagonalGaussians(Normals):
     """K normals on R^D whose variables are independent within each: N(μ_k, diag(σ²_k)).
 
     The same questions as `Gaussians`, at O(N K D): with o = 1 where x is observed, the log-density is linear in
@@ -330,6 +398,11 @@ class DiagonalGaussians:
 
     mean: Float[Tensor, "K D"]
     variance: Float[Tensor, "K W"]
+
+    @property
+    def spread(self) -> Float[Tensor, "C V W"]:
+        """σ², its last axis of length 1."""
+        return self.variance[..., None]
 
     @property
     def log_determinant(self) -> Tensor:
@@ -355,12 +428,12 @@ class DiagonalGaussians:
         noise = torch.randn(len(which), self.mean.shape[1], generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean[which] + self.variance.sqrt()[which] * noise
 
-    def marginal(self, keep: Sequence[int]) -> "DiagonalGaussians":
+    def marginal(self, keep: Sequence[int]) -> Self:
         """The normals of some of the variables, in the order given."""
         keep = list(keep)
-        return DiagonalGaussians(self.mean[:, keep], self.variance.expand_as(self.mean)[:, keep])
+        return type(self)(self.mean[:, keep], self.variance.expand_as(self.mean)[:, keep])
 
-    def conditional(self, evidence: Point) -> "DiagonalGaussians":
+    def conditional(self, evidence: Point) -> Self:
         """The normals of the variables that are NaN in the evidence: within a component the others say nothing of them."""
         return self.marginal(evidence.isnan().nonzero()[:, 0].tolist())
 
@@ -371,6 +444,11 @@ class DiagonalGaussians:
     def complete(self, x: Rows, which: Int[Tensor, " N"], *, generator: Generator = None) -> Rows:
         """One joint draw of each row's missing entries given its observed ones, under component which[n]."""
         return torch.where(x.isnan(), self.sample(which, generator=generator), x)
+
+    def uphill(self, r: Float[Tensor, "S K"]) -> Float[Tensor, "S D"]:
+        """See `Normals`."""
+        precision = 1 / self.variance.expand_as(self.mean)
+        return (r @ (precision * self.mean)) / (r @ precision)
 
     def expect(self, x: Rows, log_weight: LogWeights) -> Moments:
         """The E-step of the mixture Σ_k exp(log_weight_k) N_k on rows with missing entries."""
@@ -387,13 +465,20 @@ class DiagonalGaussians:
         second = square - 2 * self.mean * linear + self.mean.square() * seen + unseen
         return Moments(count, linear - self.mean * seen, second[..., None], float(total) / len(x))
 
-    def maximise(self, moments: Moments, prior: Prior) -> "DiagonalGaussians":
+    def maximise(self, moments: Moments, prior: Prior) -> Self:
         """The M-step: means, and regularised variances (pooled where a component's variables share theirs)."""
         shift = moments.shift()
         scatter = (moments.second[..., 0] - moments.count[:, None] * shift.square()).clamp_min(0)
         variance = (scatter + prior.strength * prior.variance) / (moments.count + prior.strength)[:, None]
         shared = self.variance.shape[1] < variance.shape[1]
-        return DiagonalGaussians(self.mean + shift, variance.mean(1, keepdim=True) if shared else variance)
+        return type(self)(self.mean + shift, variance.mean(1, keepdim=True) if shared else variance)
+
+
+def normals(mean: Float[Tensor, "K D"], spread: Float[Tensor, "C V W"]) -> Normals:
+    """The normals with these means and this `Normals.spread`."""
+    if spread.shape[-1] < mean.shape[-1]:
+        return DiagonalGaussians(mean, spread[..., 0])
+    return Gaussians(mean, spread)
 
 
 def _powers(x: Rows) -> Float[Tensor, "N E"]:

@@ -91,7 +91,9 @@ class Columns:
 
     def _own(self, group: _Group, parameters: Tensor) -> Tensor:
         """The parameters of a group (*batch, its variables, width of its law): a view."""
-        return parameters[..., group.begin : group.end].unflatten(-1, (len(group.at), group.law.width))
+        # A slice of everything is a view, too, but its gradient would be copied.
+        own = parameters if len(self._groups) == 1 else parameters[..., group.begin : group.end]
+        return own.unflatten(-1, (len(group.at), group.law.width))
 
     def _each(self, parameters: Tensor, ask: Callable[[Law, Tensor], Tensor]) -> Tensor:
         return self._joined([ask(g.law, self._own(g, parameters)) for g in self._groups])

@@ -45,7 +45,7 @@ class Bernoulli(Law):
     support = (0.0, 1.0)
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
-        a = parameters[..., 0]
+        a = parameters.squeeze(-1)  # unlike an index, its gradient is a view
         log_p = x * a - functional.softplus(a)
         gap = (x * x - x).abs()  # 0 at 0 and 1
         if free_to_ask(gap) and gap.sum() == 0:

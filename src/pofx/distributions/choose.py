@@ -17,7 +17,8 @@ from pofx.types import Generator
 
 Rows = Float[Tensor, "N D"]
 
-TABLE_AT_MOST = 256  # values that a table of probabilities is made for
+_TABLE_ALONE = 32  # values up to which a smoothed table of probabilities is all that a count needs
+_TABLE_AT_MOST = 256  # values above which there is no table
 _PSEUDO = (0.03, 0.01, 0.1, 0.3, 1.0)  # rows added to each value
 _HEAD_FLOOR = 1e-3  # least scale a network may set, in standard deviations of a prepared variable
 _FOLDS = 5
@@ -98,17 +99,18 @@ def _spiked(law: Law, variable: Variable) -> Law:
 def _counts(lower: int, upper: float) -> tuple[Law, ...]:
     if upper == math.inf:
         return (Poisson(lower), NegativeBinomial(lower), MixtureLaw(NegativeBinomial(lower), 3))
-    logistic = DiscretisedLogistic(lower, int(upper))
-    shapes = (logistic, MixtureLaw(logistic, 3))
-    levels = int(upper) - lower + 1
-    if levels > TABLE_AT_MOST:
-        return shapes
     if (lower, upper) == (0, 1):
         return tuple(Bernoulli(pseudo, numbers=True) for pseudo in _PSEUDO)
-    return (*(Categorical(levels, pseudo, first=lower, numbers=True) for pseudo in _PSEUDO), *shapes)
+    levels = int(upper) - lower + 1
+    logistic = DiscretisedLogistic(lower, int(upper))
+    tables = tuple(Categorical(levels, pseudo, first=lower, numbers=True) for pseudo in _PSEUDO if levels <= _TABLE_AT_MOST)
+    curves = (logistic, MixtureLaw(logistic, 3)) if levels > _TABLE_ALONE else ()
+    return (*tables, *curves)
 
 
-def choose(variables: Sequence[Variable], x: Rows, holdout: Rows | None = None, *, generator: Generator = None) -> list[int]:
+def choose(
+    variables: Sequence[Variable], x: Rows, holdout: Float[Tensor, "M D"] | None = None, *, generator: Generator = None
+) -> list[int]:
     """For each variable, which of its `candidates` gives unseen rows the largest mean log-density.
 
     Unseen rows are the held-out ones, or without any, each of a few folds of x in turn.

@@ -13,8 +13,19 @@ from pofx.distributions.special import LOG_SQRT_2PI, normal_log_mass
 from pofx.types import Generator
 
 
+class HiddenNormal(Law):
+    """A law of x = f(y), y ~ N(m, s^2), f increasing; parameters (m, raw) with s = floor + softplus(raw)."""
+
+    floor: float
+    width = 2
+
+    def loc_scale(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """m and s."""
+        return parameters[..., 0], positive(parameters[..., 1], self.floor)
+
+
 @dataclass(frozen=True)
-class Normal(Law):
+class Normal(HiddenNormal):
     """p(x) = N(x; m, s^2), parameters (m, raw) with s = floor + softplus(raw).
 
     Args:
@@ -22,15 +33,14 @@ class Normal(Law):
     """
 
     floor: float = 0.0
-    width = 2
     stand_in = 0.0
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
-        m, s = self._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         return -0.5 * ((x - m) / s).square() - s.log() - LOG_SQRT_2PI
 
     def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
-        m, s = self._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         return m + s * torch.randn(m.shape, generator=generator, dtype=m.dtype, device=m.device)
 
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
@@ -40,28 +50,25 @@ class Normal(Law):
         return parameters[..., 0]
 
     def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
-        m, s = self._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         return torch.special.ndtr((x - m) / s)
 
     def log_mass(self, parameters: Parameters, x: Values, cell: float) -> Values:  # noqa: D102
-        m, s = self._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         return normal_log_mass((x - m) / s, cell / s)
 
     def entropy(self, parameters: Parameters) -> Values:
         """log s + log(2 pi e) / 2."""
-        return self._loc_scale(parameters)[1].log() + LOG_SQRT_2PI + 0.5
+        return self.loc_scale(parameters)[1].log() + LOG_SQRT_2PI + 0.5
 
-    def log_mass_between(self, parameters: Parameters, a: Values, b: Values) -> Values:
-        """log P(a < X <= b)."""
-        m, s = self._loc_scale(parameters)
-        return normal_log_mass(((a + b) / 2 - m) / s, (b - a) / s)
+    def log_mass_above(self, parameters: Parameters, start: Values, length: Values) -> Values:
+        """log P(start < X <= start + length)."""
+        m, s = self.loc_scale(parameters)
+        return normal_log_mass((start + length / 2 - m) / s, length / s)
 
     def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
         m, s = weighted_moments(x, seen, weights)
         return torch.stack((m, inverse_positive(s, self.floor)), dim=-1)
-
-    def _loc_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return parameters[..., 0], positive(parameters[..., 1], self.floor)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class StudentT(NewtonFit):
 
 
 @dataclass(frozen=True)
-class LogNormal(Law):
+class LogNormal(HiddenNormal):
     """log x = y ~ N(m, s^2), so p(x) = N(log x; m, s^2) / x on (0, inf); parameters as `Normal`'s.
 
     Args:
@@ -121,7 +128,6 @@ class LogNormal(Law):
     """
 
     floor: float = 0.0
-    width = 2
     stand_in = 1.0
     support = (0.0, math.inf)
 
@@ -139,12 +145,12 @@ class LogNormal(Law):
 
     def mean(self, parameters: Parameters) -> Values:
         """e^(m + s^2/2)."""
-        m, s = self._normal._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         return (m + s.square() / 2).exp()
 
     def mode(self, parameters: Parameters) -> Values:
         """e^(m - s^2)."""
-        m, s = self._normal._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         return (m - s.square()).exp()
 
     def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
@@ -152,8 +158,8 @@ class LogNormal(Law):
 
     def log_mass(self, parameters: Parameters, x: Values, cell: float) -> Values:  # noqa: D102
         inside = x + cell / 2 > 0
-        x = torch.where(inside, x, 1.0)
-        log_p = self._normal.log_mass_between(parameters, _log(x - cell / 2), _log(x + cell / 2))
+        low = torch.where(inside, x, 1.0) - cell / 2
+        log_p = self._normal.log_mass_above(parameters, _log(low), _log_growth(low, cell))
         return torch.where(inside, log_p, -torch.inf)
 
     def entropy(self, parameters: Parameters) -> Values:
@@ -165,7 +171,7 @@ class LogNormal(Law):
 
 
 @dataclass(frozen=True)
-class LogitNormal(Law):
+class LogitNormal(HiddenNormal):
     """y = log((x - lower) / (upper - x)) ~ N(m, s^2), x in (lower, upper); parameters as `Normal`'s.
 
     Args:
@@ -177,7 +183,6 @@ class LogitNormal(Law):
     lower: float = 0.0
     upper: float = 1.0
     floor: float = 0.0
-    width = 2
 
     @property
     def stand_in(self) -> float:
@@ -204,13 +209,13 @@ class LogitNormal(Law):
 
     def mean(self, parameters: Parameters) -> Values:
         """By the trapezoidal rule over y, whose error falls exponentially: below 1e-8 of the interval for s < 10."""
-        m, s = self._normal._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         z = torch.linspace(-9, 9, 256, dtype=m.dtype, device=m.device)
         return self._from_logit(m[..., None] + s[..., None] * z) @ (-0.5 * z.square()).softmax(-1)
 
     def mode(self, parameters: Parameters) -> Values:
         """The best of a fine grid: the stationary points y = m + s^2 (2 sigmoid(y) - 1) are within s^2 of m."""
-        m, s = self._normal._loc_scale(parameters)
+        m, s = self.loc_scale(parameters)
         t = torch.linspace(-1, 1, 1025, dtype=m.dtype, device=m.device)
         y = m[..., None] + s[..., None].square() * t
         log_p = -0.5 * (s[..., None] * t).square() + _log_slope(y)
@@ -222,7 +227,9 @@ class LogitNormal(Law):
     def log_mass(self, parameters: Parameters, x: Values, cell: float) -> Values:  # noqa: D102
         inside = (x + cell / 2 > self.lower) & (x - cell / 2 < self.upper)
         x = torch.where(inside, x, self.stand_in)
-        log_p = self._normal.log_mass_between(parameters, self._logit(x - cell / 2), self._logit(x + cell / 2))
+        low, left = x - cell / 2, self.upper - x - cell / 2
+        length = _log_growth(low - self.lower, cell) + _log_growth(left, cell)
+        log_p = self._normal.log_mass_above(parameters, self._logit(low), length)
         return torch.where(inside, log_p, -torch.inf)
 
     def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
@@ -340,3 +347,9 @@ def _log_slope(y: Tensor) -> Tensor:
 def _log(x: Tensor) -> Tensor:
     """log x, of the least positive number where x is not positive: the end of a cell that reaches over the edge."""
     return x.clamp_min(torch.finfo(x.dtype).tiny).log()
+
+
+def _log_growth(low: Tensor, cell: float) -> Tensor:
+    """log((low + cell) / low), to rounding error where the cell is narrow; `low` is cut as in `_log`."""
+    inner = low > 0
+    return torch.where(inner, torch.log1p(cell / torch.where(inner, low, 1.0)), _log(low + cell) - _log(low))

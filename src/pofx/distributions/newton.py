@@ -12,6 +12,7 @@ Objective = Callable[[Tensor], Tensor]  # parameters (*batch, P) to one number e
 
 _FIRST_STEPS = 100  # from scratch
 _MORE_STEPS = 2  # from a start that is already good, as inside EM
+_TRIES = 8  # of one step, each damped ten times as much
 _FEW = 64  # values that are not worth sorting
 _SETTLED = 1e-12  # promised gain, in nats a row, at which a batch entry is done
 
@@ -82,13 +83,17 @@ def maximise(objective: Objective, start: Tensor, bounds: tuple[Tensor, Tensor],
     damping = theta.new_full(theta.shape[:-1], 1e-3)
     for _ in range(steps):
         value, gradient, hessian = _derivatives(objective, theta)
-        step = _ascent(*_held(theta, gradient, hessian, bounds), damping)
-        proposal = (theta + step).clamp(*bounds)
-        with torch.no_grad():
+        ascent = _Ascent(*_held(theta, gradient, hessian, bounds))
+        rising = (gradient * ascent(damping)).sum(-1) > _SETTLED
+        for _ in range(_TRIES):
+            proposal = torch.where(rising[..., None], (theta + ascent(damping)).clamp(*bounds), theta)
             better = objective(proposal) > value
-        theta = torch.where(better[..., None], proposal, theta)
-        damping = torch.where(better, damping / 10, damping * 10).clamp_min(1e-9)
-        if not ((gradient * step).sum(-1) > _SETTLED).any():
+            theta = torch.where(better[..., None], proposal, theta)
+            damping = torch.where(better, damping / 10, damping * 10).clamp_min(1e-9)
+            rising = rising & ~better
+            if not rising.any():
+                break
+        if not better.any():
             break
     return theta
 
@@ -112,9 +117,14 @@ def _held(theta: Tensor, gradient: Tensor, hessian: Tensor, bounds: tuple[Tensor
     return torch.where(free, gradient, 0.0), torch.where(both, hessian, -torch.eye(theta.shape[-1]).to(hessian))
 
 
-def _ascent(gradient: Tensor, hessian: Tensor, damping: Tensor) -> Tensor:
+class _Ascent:
     """(|H| + damping)^-1 g, with the parameters scaled so that their own units do not matter."""
-    unit = hessian.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-30).rsqrt()
-    e, v = torch.linalg.eigh(unit[..., None] * hessian * unit[..., None, :])
-    along = (v.mT @ (unit * gradient)[..., None])[..., 0] / (e.abs() + damping[..., None]).clamp_min(1e-12)
-    return unit * (v @ along[..., None])[..., 0]
+
+    def __init__(self, gradient: Tensor, hessian: Tensor) -> None:
+        self.unit = hessian.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-30).rsqrt()
+        e, self.v = torch.linalg.eigh(self.unit[..., None] * hessian * self.unit[..., None, :])
+        self.curvature, self.along = e.abs(), (self.v.mT @ (self.unit * gradient)[..., None])[..., 0]
+
+    def __call__(self, damping: Tensor) -> Tensor:
+        along = self.along / (self.curvature + damping[..., None]).clamp_min(1e-12)
+        return self.unit * (self.v @ along[..., None])[..., 0]

@@ -43,7 +43,8 @@ def normal_log_mass(m: Tensor, h: Tensor) -> Tensor:
     m = torch.where(m < 0, -m, m)
     narrow, holds_zero = h * (1 + m) < 0.05, m <= h / 2
     # Each form sees only cells of its own: an infinity in a form not taken would poison the gradient.
-    tail = _tail(torch.where(holds_zero, 1.0, m), torch.where(holds_zero, 1.0, h))
+    elsewhere = narrow | holds_zero
+    tail = _tail(torch.where(elsewhere, 1.0, m), torch.where(elsewhere, 1.0, h))
     central = _central(torch.where(holds_zero, m, 0.0), torch.where(holds_zero, h, 1.0))
     series = _narrow(torch.where(narrow, m, 0.0), torch.where(narrow, h, 0.01))
     return torch.where(narrow, series, torch.where(holds_zero, central, tail))

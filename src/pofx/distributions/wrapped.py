@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pofx.distributions.base import Law, Parameters, Values, weighted_sums
+from pofx.distributions.base import Law, Parameters, Values, inverse_positive, weighted_sums
+from pofx.distributions.continuous import HiddenNormal
 from pofx.distributions.newton import NewtonFit, distinct
 from pofx.errors import OptionError
 from pofx.types import Generator
 
+_FIRST_EM_STEPS = 3  # over the unrounded value
+_LEAST_RAW = -40.0  # of a scale: its slope e^-40 is above 0
 _EM_STEPS = 200  # from scratch
-_MORE_EM_STEPS = 2  # from a start that is already good, as inside an outer EM
+_MORE_EM_STEPS = 1  # from a start that is already good, as inside an outer EM
 _SPIKE_STEPS = 30
-_EM_SETTLED = 1e-7  # gain in nats a row below which EM stops
+_EM_SETTLED = 1e-6  # gain in nats a row below which EM stops
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Gridded(NewtonFit):
         return self._rounded(self.law.sample(parameters, generator=generator))
 
     def mean(self, parameters: Parameters) -> Values:
-        """That of the law: rounding moves it by far less than a cell."""
+        """That of the law; rounding moves it by less than half a cell, and hardly at all where the scale exceeds the cell."""
         return self.law.mean(parameters)
 
     def mode(self, parameters: Parameters) -> Values:
@@ -115,15 +118,50 @@ class Gridded(NewtonFit):
         """P(X <= upper edge of the cell of x)."""
         return self.law.cdf(parameters, x + self.resolution / 2)
 
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        """Newton's method; a step of EM, which is quicker, from a start that is already good."""
+        if start is None or not isinstance(self.law, HiddenNormal):
+            return super()._fit(x, seen, weights, start)
+        return self._em_step(self.law, *distinct(x, seen, weights), start)
+
+    def _start(self, x: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+        """The law's fit, and some steps of EM, which settle all but the coarsest grids."""
+        lower, upper = self.law.support
+        quarter = self.resolution / 4  # a value rounded onto the edge of the support is moved inside
+        theta = self.law._fit(x.clamp(lower + quarter, upper - quarter), seen, weights, None)
+        if isinstance(self.law, HiddenNormal):
+            values, w = distinct(x, seen, weights)
+            for _ in range(_FIRST_EM_STEPS):
+                theta = self._em_step(self.law, values, w, theta)
+        return theta
+
+    def _bounds(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.law, NewtonFit):
+            return self.law._bounds(x, seen)
+        least, greatest = super()._bounds(x, seen)
+        least[..., 1] = _LEAST_RAW
+        return least, greatest
+
+    def _em_step(self, law: HiddenNormal, values: Tensor, w: Tensor, theta: Tensor) -> Tensor:
+        """The normal of the expected first two moments of the unrounded y, given the cells.
+
+        They are read off the gradient g of sum_n w_n log P(cell n): E[y] - m = s^2 g_m and E[(y - m)^2] = s^2 + s^3 g_s.
+        """
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            log_mass = law.log_mass(theta[:, :, None], values[:, None], self.resolution)
+            (g,) = torch.autograd.grad((w * log_mass).sum(), theta)
+        m, s = law.loc_scale(theta.detach())
+        total = w.sum(-1).clamp_min(torch.finfo(w.dtype).tiny)
+        shift = s.square() * g[..., 0] / total
+        variance = s.square() + s.pow(3) * g[..., 1] / theta.detach()[..., 1].sigmoid() / total - shift.square()
+        raw = inverse_positive(variance.clamp_min(0.0).sqrt(), law.floor).clamp_min(_LEAST_RAW)
+        return torch.stack((m + shift, raw), dim=-1)
+
     def _rounded(self, x: Tensor) -> Tensor:
         if self.origin is None:
             return x
         return ((x - self.origin) / self.resolution).round() * self.resolution + self.origin
-
-    def _start(self, x: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
-        lower, upper = self.law.support
-        quarter = self.resolution / 4  # a value rounded onto the edge of the support is moved inside
-        return self.law._fit(x.clamp(lower + quarter, upper - quarter), seen, weights, None)
 
 
 @dataclass(frozen=True)

@@ -65,22 +65,20 @@ class Ranks:
         dist.all_gather(parts, here)
         return torch.stack(parts).cpu()
 
-    def averaging(self, player: nn.Module) -> Callable[[Tensor], Tensor]:
-        """A function to pass a loss through before its backward: the player's gradients then arrive averaged over ranks.
+    def averaging(self, parameters: Sequence[nn.Parameter]) -> Callable[[Tensor], Tensor]:
+        """A function to pass a loss through before its backward: these parameters' gradients then arrive averaged over ranks.
 
         Buffers stay each rank's own, so running statistics are those of rank 0's rows.
         """
-        if self.size == 1:
-            return _unchanged
-        return DistributedDataParallel(_Backward(player), broadcast_buffers=False)
+        return DistributedDataParallel(_Backward(parameters)) if self.size > 1 else _unchanged
 
 
 class _Backward(nn.Module):
-    """Hands the loss through. DDP readies a player's reducers in `forward`; what they watch is the backward that follows."""
+    """Hands the loss through. DDP readies its reducers in `forward`; what they watch is the backward that follows."""
 
-    def __init__(self, player: nn.Module) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.player = player
+        self.parameters_of_player = nn.ParameterList(parameters)
 
     def forward(self, loss: Tensor) -> Tensor:
         return loss

@@ -95,7 +95,7 @@ class _Descent:
     ) -> None:
         self.objective, self.train, self.holdout, self.config, self.autocast = objective, train, holdout, config, autocast
         self.state, self.at, self.watch, self.ranks = state, state.position, watch, watch.ranks
-        self.averaging = {name: self.ranks.averaging(player) for name, player in state.players.items()}
+        self.averaging = {name: self.ranks.averaging(parameters) for name, parameters in state.parameters.items()}
         self.warmup_steps = config.warmup * config.max_epochs * -(-len(train) // config.batch_size)
         self.losses: list[tuple[Tensor, int]] = []  # of the steps since the last look, with their numbers of rows
 

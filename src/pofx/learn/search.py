@@ -113,11 +113,11 @@ def _check(config: type[FamilyConfig], fixed: Options, trials: int) -> None:
 def _attempt(options: Options, score: Callable[[Options], float]) -> Attempt:
     start = time.monotonic()
     try:
-        value = score(options)
+        value = float(score(options))
     except PofxError as error:
         return Attempt(options, None, time.monotonic() - start, str(error))
     seconds = time.monotonic() - start
-    return Attempt(options, None, seconds, "its score is nan") if math.isnan(value) else Attempt(options, value, seconds)
+    return Attempt(options, value, seconds) if math.isfinite(value) else Attempt(options, None, seconds, f"its score is {value}")
 
 
 def _best(attempts: list[Attempt], stopped: str) -> Search:

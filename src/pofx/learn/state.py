@@ -142,7 +142,8 @@ class State:
         try:
             self.position = Position(**{f.name: facts[f.name] for f in fields(Position)})
             self.pass_start = tensors["shuffle"]
-            self.streams.restore({name: states[self.ranks.rank] for name, states in _below("stream.", tensors).items()})
+            # Clones: a generator reads its state from the start of the storage, whatever row of it it is given.
+            self.streams.restore({name: states[self.ranks.rank].clone() for name, states in _below("stream.", tensors).items()})
             for name in self.players:
                 self._restore_player(name, tensors)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from pofx.distributions.drawing import draw
 from pofx.types import Codes, Generator, X
 
 ROWS_FOR_CENTRES = 20_000  # centres are sought among this many rows, or 100 a part: more do not find better ones
@@ -43,23 +44,14 @@ def nearest(y: X, centres: Tensor) -> Codes:
 def _seed(y: Tensor, parts: int, generator: Generator) -> tuple[Tensor, float]:
     """Greedy k-means++: centres, and the sum over rows of the squared distance to the nearest."""
     squares = y.square().sum(1)
-    chosen = _draw(torch.ones_like(squares), 1, generator)
+    chosen = draw(torch.ones_like(squares), 1, generator=generator)
     distance = _squared_distance(y, squares, chosen)[:, 0]
     for _ in range(parts - 1):
-        candidates = _draw(distance, 2 + int(math.log(parts)), generator)
+        candidates = draw(distance, 2 + int(math.log(parts)), generator=generator)
         shrunk = torch.minimum(distance[:, None], _squared_distance(y, squares, candidates))
         best = shrunk.sum(0).argmin()
         chosen, distance = torch.cat((chosen, candidates[best, None])), shrunk[:, best]
     return y[chosen], float(distance.sum())
-
-
-def _draw(weight: Tensor, n: int, generator: Generator) -> Tensor:
-    """n positions with probability proportional to weight; uniform where no weight is left (all rows are centres)."""
-    upto = weight.cumsum(0)
-    if upto[-1] <= 0:
-        upto = torch.ones_like(weight).cumsum(0)
-    u = torch.rand(n, generator=generator, dtype=weight.dtype, device=weight.device)
-    return torch.searchsorted(upto, u * upto[-1], right=True).clamp_max(len(weight) - 1)
 
 
 def _squared_distance(y: Tensor, squares: Tensor, to: Tensor) -> Tensor:

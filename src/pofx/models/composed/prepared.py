@@ -92,6 +92,11 @@ class Prepared(Model):
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self._to_user(self.base._sample(n, self._features(c), generator))
 
+    @property
+    def approximation(self) -> str:
+        """How the base stands for an integral, in one sentence; empty where it does not."""
+        return getattr(self.base, "approximation", "")
+
     # -- the way to the base and back --------------------------------------------------------------
 
     def _to_base(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ class RealNVP(Model):
 class RealNVPConfig(GradientConfig):
     """Options of `realnvp`."""
 
+    conditional: ClassVar[bool] = True
     model: ClassVar[type[Model]] = RealNVP
     cites: ClassVar[tuple[str, ...]] = (
         "@inproceedings{dinh2017density, title={Density estimation using {Real NVP}}, "
@@ -80,7 +81,7 @@ class RealNVPConfig(GradientConfig):
         "weight_decay": (0.0, 1e-3, 1e-1),
     }
 
-    layers: int = Field(8, ge=2, le=256, description="couplings, taken in pairs")
+    layers: int = Field(8, ge=2, le=256, multiple_of=2, description="couplings; in pairs, so that each variable is moved as often")
     width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
     depth: int = Field(2, ge=1, le=32, description="hidden layers of a coupling's net")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
@@ -93,7 +94,7 @@ class RealNVPConfig(GradientConfig):
 
 def _couplings(dim: int, context: int, config: RealNVPConfig) -> list[Transform]:
     parts: list[Transform] = []
-    for pair in range(-(-config.layers // 2)):
+    for pair in range(config.layers // 2):
         parts += [Permutation.riffle(dim)] if pair else []
         for swap in (False, True):
             parts.append(AffineCoupling(dim, swap=swap, context=context, widths=(config.width,) * config.depth, dropout=config.dropout))

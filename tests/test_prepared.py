@@ -1,0 +1,472 @@
+"""A family behind preparation: in the user's units, exact where it can be, an honest bound or estimate where not."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import LogNormal, MultivariateNormal, Normal
+from torch.testing import assert_close
+
+from pofx.data.preparation import prepare
+from pofx.domain import Domain, Variable, VariableKind
+from pofx.errors import FileError, Unavailable
+from pofx.models import composed
+from pofx.models.base import FamilyConfig, Model, Takes
+from pofx.models.classical.gaussian import GaussianConfig
+from pofx.models.classical.independent import IndependentConfig
+from pofx.models.composed.completed import Completed, log_mean_exp_and_error
+from pofx.models.composed.mixture import MixtureOfModels
+from pofx.models.composed.prepared import Prepared, mean_and_error
+from pofx.models.composed.weighted import WeightedMean, WeightedPick
+from pofx.types import Kind
+
+REAL = Variable("real", VariableKind.REAL)
+OTHER = Variable("other", VariableKind.REAL)
+WEIGHT = Variable("weight", VariableKind.POSITIVE)
+DIE = Variable("die", VariableKind.COUNT, lower=1.0, upper=6.0)
+GRADE = Variable("grade", VariableKind.ORDINAL, levels=("low", "mid", "high"))
+RAIN = Variable("rain", VariableKind.POSITIVE, spike=0.0)
+ROUNDED = Variable("rounded", VariableKind.REAL, resolution=0.5)
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def correlated(n, dim, rho=0.8, seed=2):
+    covariance = torch.full((dim, dim), rho) + (1 - rho) * torch.eye(dim)
+    return torch.randn(n, dim, generator=generator(seed)) @ torch.linalg.cholesky(covariance).T
+
+
+def rows(domain, n=500):
+    """Correlated columns of each kind."""
+    z = correlated(n, len(domain))
+    make = {
+        "real": lambda u: 3 + 2 * u,
+        "other": lambda u: 1 - u,
+        "weight": lambda u: (1 + 0.5 * u).exp(),
+        "die": lambda u: (u * 1.5 + 3.5).round().clamp(1, 6),
+        "grade": lambda u: (u + 1).round().clamp(0, 2),
+        "rain": lambda u: (u + 0.3).clamp(min=0),
+        "rounded": lambda u: (4 * u).round() / 2,
+    }
+    return torch.stack([make[v.name](z[:, d]) for d, v in enumerate(domain.variables)], dim=1)
+
+
+def learned(*variables, config=None, x=None, **options):
+    """A Gaussian behind the maps of these variables."""
+    domain = Domain(variables)
+    config = GaussianConfig(**options) if config is None else config
+    x = rows(domain) if x is None else x
+    model = composed.assemble(config, domain, x, prepare(domain, x, config.takes))
+    for _ in model.steps(x, generator=generator()):
+        pass
+    return model, x
+
+
+def spread(x):
+    return MultivariateNormal(x.mean(0), x.T.cov(correction=0))
+
+
+# -- nothing lifted: exact -------------------------------------------------------------------------
+
+
+def test_log_prob_is_in_the_users_units():
+    model, x = learned(REAL, OTHER, prior_rows=0.0)
+    assert (model.density, model.missing) == (Kind.EXACT, Kind.EXACT)
+    assert_close(model.log_prob(x), spread(x).log_prob(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_log_scale_gives_the_log_normal():
+    model, x = learned(WEIGHT, prior_rows=0.0)
+    log = x.log()
+    assert_close(model.log_prob(x), LogNormal(log.mean(), log.std(correction=0)).log_prob(x)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_outside_the_support_the_density_is_zero():
+    model, _ = learned(REAL, WEIGHT)
+    x = torch.tensor([[0.0, -1.0], [0.0, 0.0], [math.inf, 1.0], [-math.inf, 1.0]])
+    assert torch.equal(model.log_prob(x), torch.full((4,), -math.inf))
+
+
+def test_steps_tell_the_log_likelihood_in_the_users_units():
+    domain = Domain((REAL, WEIGHT))
+    x = rows(domain)
+    model = composed.assemble(GaussianConfig(), domain, x, prepare(domain, x, "reals"))
+    *_, last = model.steps(x)
+    assert last == pytest.approx(float(model.log_prob(x).mean()))
+
+
+def test_marginal_conditional_mean_and_mode_pass_through_affine_maps():
+    model, x = learned(REAL, OTHER, prior_rows=0.0)
+    m, S = x.mean(0), x.T.cov(correction=0)
+    assert_close(model.mean(), m)
+    assert_close(model.marginal([1]).log_prob(x[:, [1]]), Normal(m[1], S[1, 1].sqrt()).log_prob(x[:, 1]), rtol=1e-5, atol=1e-5)
+    given = model.conditional(torch.tensor([torch.nan, 0.5]))
+    mean = m[0] + S[0, 1] / S[1, 1] * (0.5 - m[1])
+    assert isinstance(given, Prepared)
+    assert given.domain.names == ("real",)
+    assert_close(given.mean()[0], mean, rtol=1e-5, atol=1e-5)
+    assert_close(model.mode(torch.tensor([torch.nan, 0.5])), torch.stack((mean, torch.tensor(0.5))), rtol=1e-5, atol=1e-5)
+    assert_close(model.impute(torch.tensor([[torch.nan, 0.5]]))[0, 0], mean, rtol=1e-5, atol=1e-5)
+
+
+def test_marginal_times_conditional_is_the_joint():
+    model, x = learned(REAL, WEIGHT, OTHER)
+    for row in x[:5]:
+        evidence = torch.stack((torch.tensor(torch.nan), row[1], torch.tensor(torch.nan)))
+        product = model.marginal([1]).log_prob(row[[1]]) + model.conditional(evidence).log_prob(row[[0, 2]])
+        assert_close(product, model.log_prob(row))
+
+
+def test_imputation_on_a_log_scale_is_the_conditional_mean():
+    """Completions average to the log-normal's mean; failure rate below 1e-6: 6 standard errors."""
+    model, _ = learned(REAL, WEIGHT, prior_rows=0.0)
+    evidence = torch.tensor([4.0, torch.nan])
+    base = model.conditional(evidence)
+    shift, scale = base.transform.shift, base.transform.scale
+    law = LogNormal(shift + scale * base.base.mu, scale * base.base.covariance[0, 0].sqrt())
+    filled = model.impute(evidence.expand(2000, 2), generator=generator())
+    error = law.variance.sqrt() / math.sqrt(2000 * 32)
+    assert (filled[:, 1].mean() - law.mean).abs() < 6 * error
+    assert torch.equal(filled[:, 0], torch.full((2000,), 4.0))
+
+
+def test_encode_then_decode_is_the_row():
+    model, x = learned(REAL, WEIGHT, DIE, GRADE, RAIN, ROUNDED)
+    assert_close(model.decode(model.encode(x)), x)
+
+
+def test_what_has_no_closed_form_is_refused_with_a_way_out():
+    model, _ = learned(REAL, WEIGHT)
+    with pytest.raises(Unavailable, match="the mean of samples"):
+        model.mean()
+    with pytest.raises(Unavailable, match="'weight' is on another scale"):
+        model.mode()
+    assert model.mode(torch.tensor([torch.nan, 2.0]))[1] == 2.0
+    with pytest.raises(Unavailable, match="outside the domain"):
+        model.conditional(torch.tensor([torch.nan, -2.0]))
+
+
+# -- lifted: a bound ---------------------------------------------------------------------------------
+
+
+def exact_masses(model, points=200_001):
+    """P(code) of a one-variable model, by quadrature over the base."""
+    u = torch.linspace(-12, 12, points)[:, None]
+    p = model.base.log_prob(u).exp() * (u[1] - u[0])
+    y = u if model.transform is None else model.transform(u)[0]
+    codes, index = model.lift(y)[:, 0].unique(return_inverse=True)
+    return codes, torch.zeros(len(codes)).index_add(0, index, p)
+
+
+@pytest.mark.parametrize("variable", [DIE, GRADE], ids=lambda v: v.name)
+def test_the_bound_of_a_code_lies_below_its_probability_and_near(variable):
+    model, _ = learned(variable)
+    codes, masses = exact_masses(model)
+    value, error = model.log_prob_and_error(codes[:, None], generator=generator())
+    assert (model.density, model.missing) == (Kind.BOUND, Kind.BOUND)
+    assert_close(masses.sum(), torch.tensor(1.0))
+    assert (value <= masses.log() + 6 * error + 1e-6).all()
+    assert (value >= masses.log() - 0.05 - 6 * error).all()
+
+
+def test_rain_is_an_atom_and_a_density():
+    model, _ = learned(RAIN, x=rows(Domain((RAIN,)), 4000))
+    dry = model.log_prob(torch.zeros(1, 1), generator=generator()).exp()
+    grid = torch.linspace(1e-4, 60, 60_001)[:, None]
+    with torch.no_grad():
+        wet = model.log_prob(grid, generator=generator()).exp().sum() * (grid[1, 0] - grid[0, 0])
+    assert float(dry + wet) == pytest.approx(1.0, abs=0.1)
+    assert float(dry + wet) < 1 + 1e-3
+    drawn = model.sample(4000, generator=generator())
+    assert (drawn >= 0).all()
+    assert float((drawn == 0).double().mean()) == pytest.approx(float(dry), abs=0.1)
+
+
+def test_rounded_values_have_the_density_of_their_cell():
+    model, x = learned(ROUNDED, x=rows(Domain((ROUNDED,)), 4000))
+    law = Normal(x.mean(), (x.var() + 0.5**2 / 12).sqrt())
+    grid = torch.arange(-4.0, 4.5, 0.5)
+    cells = (law.cdf(grid + 0.25) - law.cdf(grid - 0.25)).log() - math.log(0.5)
+    value, error = model.log_prob_and_error(grid[:, None], generator=generator())
+    assert ((value - cells).abs() <= 6 * error + 0.05).all()
+    assert (model.sample(100) * 2 % 1 == 0).all()
+
+
+def test_the_error_is_that_of_the_mean():
+    """Over many seeds, values scatter by what they say; failure rate below 1e-6."""
+    model, x = learned(DIE, ROUNDED, REAL)
+    runs = [model.log_prob_and_error(x[:300], generator=generator(seed)) for seed in range(40)]
+    scatter = torch.stack([value for value, _ in runs]).var(0).mean()
+    said = torch.stack([error for _, error in runs]).square().mean(0).mean()
+    assert 0.7 < float(scatter / said) < 1.4
+
+
+def test_equal_generators_give_equal_answers():
+    model, x = learned(DIE, REAL, RAIN)
+    holed = x.clone()
+    holed[:, 1] = torch.nan
+    for ask in (model.log_prob, model.impute, model.complete):
+        a, b = (ask(holed, generator=generator()) for _ in range(2))
+        assert torch.equal(a, b)
+    assert torch.equal(model.sample(5, generator=generator()), model.sample(5, generator=generator()))
+    assert torch.equal(model.conditional(holed[0]).log_prob(x[:3, [1]]), model.conditional(holed[0]).log_prob(x[:3, [1]]))
+
+
+def test_lifted_evidence_is_an_event():
+    """p(real | die) against the ratio of integrals over the cell, on a grid."""
+    model, x = learned(REAL, DIE)
+    given = model.conditional(torch.tensor([torch.nan, 5.0]))
+    assert isinstance(given.base, MixtureOfModels)
+    assert given.density is Kind.ESTIMATE
+    assert "effective sample size" in given.approximation
+    grid = torch.linspace(-6, 12, 25)
+    y = torch.linspace(-8, 8, 8001)
+    inside = model.lift(torch.stack((torch.zeros(8001), y), 1))[:, 1] == 5.0
+    u_real = model.transform.inverse(torch.stack((grid, torch.zeros(25)), 1))[0][:, 0]
+    pairs = torch.stack((u_real[:, None].expand(-1, 8001), y.expand(25, -1)), -1)
+    joint = (model.base.log_prob(pairs).exp() * inside).sum(1)
+    alone = (model.base.marginal([1]).log_prob(y[:, None]).exp() * inside).sum()
+    exact = (joint / alone).log() - model.transform.scale[0].log()
+    assert_close(given.log_prob(grid[:, None]), exact, rtol=0, atol=0.05)
+    drawn = given.sample(4000, generator=generator())
+    close = x[x[:, 1] == 5][:, 0]
+    assert drawn.mean() == pytest.approx(float(close.mean()), abs=0.4)
+
+
+def test_missing_levels_are_filled_with_the_most_probable_one():
+    model, x = learned(REAL, GRADE)
+    holed = x.clone()
+    holed[:, 1] = torch.nan
+    filled = model.impute(holed, generator=generator())
+    assert set(filled[:, 1].unique().tolist()) <= {0.0, 1.0, 2.0}
+    assert (filled[:, 1] == x[:, 1]).double().mean() > (x[:, 1] == x[:, 1].mode().values).double().mean() + 0.1
+
+
+def test_completions_of_lifted_evidence_follow_the_conditional():
+    """Means of completions and of the conditional's draws agree within 6 standard errors."""
+    model, _ = learned(REAL, DIE, RAIN)
+    evidence = torch.tensor([torch.nan, 2.0, torch.nan])
+    completed = model.complete(evidence.expand(4000, 3), generator=generator())[:, [0, 2]]
+    drawn = model.conditional(evidence).sample(4000, generator=generator())
+    error = (drawn.var(0) / 2000).sqrt()
+    assert ((completed.mean(0) - drawn.mean(0)).abs() < 6 * error).all()
+
+
+def test_observed_cells_stay_and_codes_are_valid():
+    model, x = learned(REAL, DIE, GRADE, RAIN, ROUNDED, WEIGHT)
+    holed = torch.where(torch.rand(x.shape, generator=generator()) < 0.5, torch.nan, x)
+    for filled in (model.impute(holed, generator=generator()), model.complete(holed, generator=generator())):
+        assert not filled.isnan().any()
+        assert torch.equal(filled[~holed.isnan()], x[~holed.isnan()])
+    completed = model.complete(holed, generator=generator())
+    assert torch.equal(completed[:, 1], completed[:, 1].round().clamp(1, 6))
+
+
+def test_codes_out_of_range_have_no_density():
+    model, _ = learned(REAL, DIE)
+    assert torch.equal(model.log_prob(torch.tensor([[0.0, 0.0], [0.0, 7.0]])), torch.full((2,), -math.inf))
+
+
+# -- files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [GaussianConfig(), IndependentConfig()], ids=lambda c: type(c).__name__)
+def test_a_blank_with_the_tensors_is_the_model(config):
+    domain = Domain((REAL, DIE, RAIN))
+    model, x = learned(*domain.variables, config=config, x=rows(domain, 60))
+    other = composed.blank(config, model.domain)
+    other.load_tensors(model.state_dict())
+    assert torch.equal(*(m.log_prob(x, generator=generator()) for m in (model, other)))
+    assert torch.equal(*(m.sample(9, generator=generator()) for m in (model, other)))
+    with pytest.raises(FileError, match="lacks"):
+        other.load_tensors({})
+
+
+def test_a_skeleton_needs_no_storage():
+    with torch.device("meta"):
+        model = composed.blank(GaussianConfig(), Domain((REAL, DIE, RAIN, ROUNDED)))
+    assert all(t.is_meta for t in model.state_dict().values())
+
+
+def test_a_family_that_takes_everything_stands_alone():
+    model = composed.blank(IndependentConfig(), Domain((REAL, DIE)))
+    assert type(model) is IndependentConfig.model
+
+
+class Rigid(Model):
+    """A standard normal that can not marginalise; with a context, its mean is the first feature."""
+
+    def __init__(self, domain, context=None):
+        super().__init__(domain, context)
+        self.register_buffer("zero", torch.zeros(()))
+
+    def _log_prob(self, x, c, generator):
+        mean = 0.0 if c is None else c[:, :1]
+        return Normal(0.0, 1.0).log_prob(x - mean).sum(-1)
+
+    def _sample(self, n, c, generator):
+        return torch.randn(n, len(self.domain), generator=generator) + (0.0 if c is None else c[:, :1])
+
+
+class RigidConfig(FamilyConfig):
+    model = Rigid
+
+    def build(self, domain, context=None):
+        return Rigid(domain, context)
+
+
+class GridConfig(RigidConfig):
+    """A family whose base shows what domain it was built on."""
+
+    takes = Takes.DISCRETE
+
+
+def test_a_grid_carried_along_is_built_again_from_the_tensors():
+    domain = Domain((ROUNDED, DIE))
+    x = rows(domain)
+    model = composed.assemble(GridConfig(), domain, x, prepare(domain, x, "discrete"))
+    other = composed.blank(GridConfig(), domain)
+    assert other.base.domain != model.base.domain
+    other.load_tensors(model.state_dict())
+    assert other.base.domain == model.base.domain
+    assert other.base.domain["rounded"].resolution == pytest.approx(0.5 / float(model.transform.scale[0]))
+
+
+# -- context -----------------------------------------------------------------------------------------
+
+
+def test_raw_conditions_become_features():
+    domain, context = Domain((REAL,)), Domain((WEIGHT, GRADE))
+    both = rows(Domain((REAL, WEIGHT, GRADE)))
+    x, c = both[:, :1], both[:, 1:]
+    model = composed.assemble(RigidConfig(), domain, x, prepare(domain, x, "reals"), context, c)
+    u = (x - x.mean()) / x.std(correction=0)
+    feature = (c[:, :1] - c[:, 0].mean()) / c[:, 0].std(correction=0)
+    assert_close(model.log_prob(x, c), Normal(0.0, 1.0).log_prob(u - feature)[:, 0] - x.std(correction=0).log())
+    drawn = model._sample(500, c[:1].expand(500, 2), generator())
+    assert drawn.mean() == pytest.approx(float(x.mean() + x.std() * feature[0]), abs=6 * float(x.std()) / math.sqrt(500))
+    other = composed.blank(RigidConfig(), domain, context)
+    other.load_tensors(model.state_dict())
+    assert_close(other.log_prob(x, c), model.log_prob(x, c))
+
+
+# -- missing cells of a family that needs whole rows -------------------------------------------------
+
+
+def completed(draws=16):
+    """A standard normal over two independent reals, behind a proposal that is a little off."""
+    domain = Domain.real(2)
+    model = Completed(Rigid(domain), GaussianConfig().build(domain), draws=draws)
+    model.initialise(1.3 * correlated(2000, 2, rho=0.3))
+    return model
+
+
+def test_rows_with_missing_cells_are_integrated_out():
+    model = completed(draws=500)
+    x = torch.tensor([[0.3, torch.nan], [torch.nan, -1.0], [torch.nan, torch.nan], [0.2, 0.4]])
+    value, error = model.log_prob_and_error(x, generator=generator())
+    exact = Normal(0.0, 1.0).log_prob(x.nan_to_num(0.0)).where(~x.isnan(), torch.tensor(0.0)).sum(1)
+    assert ((value - exact).abs() <= 6 * error + 1e-9).all()
+    assert error[3] == 0.0
+    assert model.missing is Kind.BOUND
+
+
+def test_the_training_bound_lies_below_the_tighter_one():
+    model = completed()
+    x = torch.tensor([[0.3, torch.nan]]).expand(4000, 2)
+    one = -model.loss(x, generator=generator())
+    many = model.log_prob(x, generator=generator())
+    exact = Normal(0.0, 1.0).log_prob(torch.tensor(0.3))
+    assert one.mean() < many.mean() < exact + 6 * many.std() / math.sqrt(4000)
+
+
+def test_importance_resampling_imputes():
+    model = completed(draws=64)
+    x = torch.tensor([[0.3, torch.nan]]).expand(1000, 2)
+    filled, drawn = model.impute(x, generator=generator()), model.complete(x, generator=generator())
+    assert filled[:, 1].mean() == pytest.approx(0.0, abs=0.04)
+    assert drawn[:, 1].mean() == pytest.approx(0.0, abs=6 / math.sqrt(1000))
+    assert drawn[:, 1].std() == pytest.approx(1.0, abs=0.15)
+    assert torch.equal(filled[:, 0], x[:, 0])
+
+
+def test_whole_rows_are_the_bases_own():
+    model, x = completed(), torch.randn(7, 2)
+    assert_close(model.log_prob(x), model.base.log_prob(x))
+    assert_close(model.loss(x), model.base.loss(x))
+    assert model.density is Kind.EXACT
+
+
+def test_delta_method_error():
+    """Failure rate below 1e-6: the variance of 4000 values is known to 3 percent, the bound is 30."""
+    log_weights = 0.5 * torch.randn(100, 4000, generator=generator())
+    value, error = log_mean_exp_and_error(log_weights)
+    assert float(value.std() / error.square().mean().sqrt()) == pytest.approx(1.0, abs=0.3)
+
+
+# -- mixtures and weights ----------------------------------------------------------------------------
+
+
+def two_normals():
+    models = []
+    for mean in (-2.0, 1.0):
+        model = GaussianConfig().build(Domain.real(2))
+        model.mu = torch.full((2,), mean)
+        models.append(model)
+    return MixtureOfModels(models, torch.tensor([0.3, 0.7]).log())
+
+
+def mixture_density(x):
+    each = torch.stack([Normal(mean, 1.0).log_prob(x).sum(-1) for mean in (-2.0, 1.0)])
+    return torch.logsumexp(each + torch.tensor([[0.3], [0.7]]).log(), 0)
+
+
+def test_a_mixture_sums_its_models():
+    p, x = two_normals(), torch.randn(9, 2)
+    assert_close(p.log_prob(x), mixture_density(x))
+    assert_close(p.mean(), torch.full((2,), 0.1))
+    assert_close(p.marginal([1]).log_prob(x[:, 1:]), mixture_density(x[:, 1:]))
+    given = p.conditional(torch.tensor([0.4, torch.nan]))
+    x[:, 0] = 0.4
+    assert_close(given.log_prob(x[:, 1:]), mixture_density(x) - mixture_density(x[:, :1]))
+    assert p.sample(0).shape == (0, 2)
+
+
+def test_a_mixture_draws_from_its_models_by_weight():
+    """Failure rate below 1e-6: 6 standard errors."""
+    p = two_normals()
+    drawn = p.sample(4000, generator=generator())
+    assert ((drawn.mean(0) - 0.1).abs() < 6 * drawn.std(0) / math.sqrt(4000)).all()
+    assert (drawn[:-1, 0] * drawn[1:, 0]).mean().abs() < 1.0  # not one component after the other
+    holed = torch.tensor([[0.4, torch.nan]]).expand(4000, 2)
+    mean = p.conditional(holed[0]).mean()
+    assert_close(p.impute(holed)[0, 1], mean[0])
+    filled = p.complete(holed, generator=generator())[:, 1]
+    assert (filled.mean() - mean[0]).abs() < 6 * filled.std() / math.sqrt(4000)
+
+
+def test_weighted_means_and_picks():
+    values, log_weights = torch.randn(5, 3, 2), 400 * torch.randn(5, 3)
+    mean, pick = WeightedMean(), WeightedPick(generator())
+    for value, log_weight in zip(values, log_weights, strict=True):
+        mean.add(value, log_weight)
+        pick.add(value, log_weight)
+    assert_close(mean.value, torch.einsum("sn,snd->nd", log_weights.softmax(0), values))
+    assert_close(pick.value, values[log_weights.argmax(0), torch.arange(3)])
+
+
+def test_picks_follow_the_weights():
+    """Failure rate below 1e-6: 6 standard deviations of a binomial."""
+    pick = WeightedPick(generator())
+    for k, w in enumerate((0.2, 0.5, 0.3)):
+        pick.add(torch.full((20_000,), float(k)), torch.full((20_000,), math.log(w)))
+    for k, w in enumerate((0.2, 0.5, 0.3)):
+        assert (pick.value == k).double().mean() == pytest.approx(w, abs=6 * math.sqrt(w * (1 - w) / 20_000))
+
+
+def test_an_impossible_draw_spoils_no_mean():
+    value, error = mean_and_error(torch.tensor([[1.0, -math.inf], [3.0, -math.inf]]), torch.zeros(2, 2))
+    assert_close(value, torch.tensor([2.0, -math.inf]))
+    assert_close(error, torch.tensor([1.0, 0.0]))

@@ -8,7 +8,13 @@ from pofx.domain import Domain, Variable, VariableKind
 from pofx.nets.features import Features
 from pofx.nets.mlp import MLP
 
-MIXED = Domain((Variable("a", VariableKind.REAL), Variable("k", VariableKind.CATEGORICAL, levels=("x", "y", "z")), Variable("n", VariableKind.COUNT, lower=0.0)))
+MIXED = Domain(
+    (
+        Variable("a", VariableKind.REAL),
+        Variable("k", VariableKind.CATEGORICAL, levels=("x", "y", "z")),
+        Variable("n", VariableKind.COUNT, lower=0.0),
+    )
+)
 ROWS = torch.tensor([[1.0, 0.0, 4.0], [3.0, 2.0, torch.nan], [5.0, torch.nan, 8.0]])
 
 

@@ -60,7 +60,7 @@ class Compose(Transform):
 
     def __init__(self, *parts: Transform) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts: Sequence[Transform] = nn.ModuleList(parts)  # type: ignore[assignment]
 
     def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
         """Base to data: T_1 first."""

@@ -9,9 +9,6 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-from torch import nn
 
 from pofx.domain import CONTINUOUS, Domain, Variable, VariableKind
 from pofx.errors import OptionError
@@ -35,7 +32,8 @@ def plan(domain: Domain, takes: str) -> tuple[Lift | None, Elementwise | None]:
     reals = takes == "reals"
     coded = [d for d, v in enumerate(domain.variables) if reals and (v.cardinality or MAX_SCORED + 1) <= MAX_SCORED]
     celled = [d for d, v in enumerate(domain.variables) if d not in coded and _needs_cells(v, reals)]
-    lift = Lift(len(domain), _part(NormalScores, domain, coded), coded, _part(Cells, domain, celled), celled)
+    scores, cells = NormalScores([domain.variables[d] for d in coded]), Cells([domain.variables[d] for d in celled])
+    lift = Lift(len(domain), scores, coded, cells, celled)
     scales = [Scale.IDENTITY if d in coded else _scale(v, reals) for d, v in enumerate(domain.variables)]
     # A real variable's atom that is not lifted stays an atom, and is what it is standardised about: it becomes 0 exactly.
     atoms = [None if d in celled else v.spike for d, v in enumerate(domain.variables)]
@@ -84,7 +82,3 @@ def _scale(v: Variable, reals: bool) -> Scale:
         return Scale.LOGIT
     endless = v.kind is VariableKind.COUNT and v.cardinality is None
     return Scale.LOG if reals and endless else Scale.IDENTITY
-
-
-def _part(kind: type[NormalScores] | type[Cells], domain: Domain, columns: Sequence[int]) -> nn.Module:
-    return kind([domain.variables[d] for d in columns])

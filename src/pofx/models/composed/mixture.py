@@ -28,7 +28,7 @@ class MixtureOfModels(Model):
 
     def __init__(self, models: Sequence[Model], log_weights: Tensor) -> None:
         super().__init__(models[0].domain)
-        self.models = torch.nn.ModuleList(models)
+        self.models: Sequence[Model] = torch.nn.ModuleList(models)  # type: ignore[assignment]
         self.register_buffer("log_weights", log_weights.detach().double().log_softmax(0))
         self.missing = models[0].missing  # type: ignore[misc]
 
@@ -36,7 +36,8 @@ class MixtureOfModels(Model):
     def approximation(self) -> str:
         """How the mixture stands for the integral, in one sentence."""
         size = float(1 / (2 * self.log_weights).exp().sum())
-        return f"evidence on a lifted variable is an event: averaged over {len(self.models)} points of its cell, effective sample size {size:.1f}"
+        points = f"{len(self.models)} points of its cell, effective sample size {size:.1f}"
+        return f"evidence on a lifted variable is an event: averaged over {points}"
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
         return torch.logsumexp(self._joint(x, generator), dim=0)

@@ -13,7 +13,7 @@ from pofx.models.base import FullBatch, Model, labelled
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
-from pofx.transforms.dequantise import Lift, even_shares, on_grid
+from pofx.transforms.dequantise import Lift, on_grid
 from pofx.transforms.elementwise import Elementwise
 from pofx.transforms.plan import image
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X

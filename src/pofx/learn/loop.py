@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor
 
 from pofx.errors import TrainingError
 from pofx.learn.record import Outcome, Row
+from pofx.learn.rows import Rows
 from pofx.learn.state import State
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Watch
@@ -29,34 +29,8 @@ Autocast = Callable[[], AbstractContextManager[None]]
 HOLDOUT_BATCHES = 4  # held-out rows are judged this many training batches at a time
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows x (N, D) and their conditions c (N, C), in memory on the device."""
-
-    x: Tensor
-    c: Tensor | None = None
-
-    @classmethod
-    def on(cls, device: torch.device, x: Tensor, c: Tensor | None) -> "Rows":
-        """The rows on a device."""
-        return cls(x.to(device), None if c is None else c.to(device))
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def at(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows of an index."""
-        return self.x.index_select(0, index), None if self.c is None else self.c.index_select(0, index)
-
-
 def descend(
-    objective: Objective,
-    train: Rows,
-    holdout: Rows | None,
-    config: GradientConfig,
-    seed: int,
-    watch: Watch,
-    autocast: Autocast,
+    objective: Objective, train: Rows, holdout: Rows | None, config: GradientConfig, seed: int, watch: Watch, autocast: Autocast
 ) -> Outcome:
     """Descend from the start, or from the watch's checkpoint when there is one; the players end with the weights kept.
 
@@ -82,21 +56,20 @@ def descend(
     return Outcome(state.position.history, stopped, state.position.kept_step)
 
 
+@dataclass
 class _Descent:
-    def __init__(
-        self,
-        objective: Objective,
-        train: Rows,
-        holdout: Rows | None,
-        config: GradientConfig,
-        state: State,
-        watch: Watch,
-        autocast: Autocast,
-    ) -> None:
-        self.objective, self.train, self.holdout, self.config, self.autocast = objective, train, holdout, config, autocast
-        self.state, self.at, self.watch, self.ranks = state, state.position, watch, watch.ranks
-        self.averaging = {name: self.ranks.averaging(parameters) for name, parameters in state.parameters.items()}
-        self.warmup_steps = config.warmup * config.max_epochs * -(-len(train) // config.batch_size)
+    objective: Objective
+    train: Rows
+    holdout: Rows | None
+    config: GradientConfig
+    state: State
+    watch: Watch
+    autocast: Autocast
+
+    def __post_init__(self) -> None:
+        self.at, self.ranks = self.state.position, self.watch.ranks
+        self.averaging = {name: self.ranks.averaging(parameters) for name, parameters in self.state.parameters.items()}
+        self.warmup_steps = self.config.warmup * self.config.max_epochs * -(-len(self.train) // self.config.batch_size)
         self.losses: list[tuple[Tensor, int]] = []  # of the steps since the last look, with their numbers of rows
 
     def run(self) -> str:
@@ -136,14 +109,15 @@ class _Descent:
         return None
 
     def _step(self, batch: Tensor) -> None:
-        self._set_learning_rate()
+        if self.at.step < self.warmup_steps:
+            self.state.set_learning_rate(self.config.learning_rate * min(1.0, (self.at.step + 1) / self.warmup_steps))
         x, c = self.train.at(self.ranks.part(batch))
         for turn, (player, loss) in enumerate(self._turns(x, c)):
             value = loss.sum() * (self.ranks.size / len(batch))
             self.state.optimisers[player].zero_grad()
             self.averaging[player](value).backward()
             if self.config.clip_norm is not None:
-                _clip(self.state.parameters[player], self.config.clip_norm)
+                self.state.clip(player, self.config.clip_norm)
             self.state.optimisers[player].step()
             self.state.average(player)
             if turn == 0:
@@ -159,12 +133,6 @@ class _Descent:
             if turn is None:
                 return
             yield turn
-
-    def _set_learning_rate(self) -> None:
-        if self.at.step < self.warmup_steps:
-            for optimiser in self.state.optimisers.values():
-                for group in optimiser.param_groups:
-                    group["lr"] = self.config.learning_rate * min(1.0, (self.at.step + 1) / self.warmup_steps)
 
     # -- looking up --------------------------------------------------------------------------------
 
@@ -247,11 +215,3 @@ class _Descent:
         file = self.watch.checkpoint.path if self.watch.checkpoint else None
         saved = f", the last good state of the run is in {file}" if file and file.exists() else ""
         return TrainingError(f"{what}: the model's weights are {weights} again{saved}; a smaller learning_rate may help")
-
-
-def _clip(parameters: list[nn.Parameter], most: float) -> None:
-    """g ← g min(1, most / |g|), |g| over all gradients of the player."""
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # Elsewhere than on a CPU, looking at the norm would wait for the device; here it mostly spares a pass over g.
-    if norm.device.type != "cpu" or norm > most:
-        clip_grads_with_norm_(parameters, most, norm)

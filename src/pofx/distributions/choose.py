@@ -85,7 +85,7 @@ def _smooth(variable: Variable) -> tuple[Law, ...]:
         VariableKind.INTERVAL: () if r else (Beta(lower, upper),),
     }
     laws = [_rounded(law, variable.resolution) for law in (plain, *others.get(variable.kind, ()))]
-    return (*laws, *(MixtureLaw(laws[0], c) for c in (2, 4)))
+    return (*laws, MixtureLaw(laws[0], 3))
 
 
 def _rounded(law: Law, resolution: float | None) -> Law:

@@ -15,10 +15,10 @@ from pofx.types import Generator
 
 _FIRST_EM_STEPS = 3  # over the unrounded value
 _LEAST_RAW = -40.0  # of a scale: its slope e^-40 is above 0
-_EM_STEPS = 200  # from scratch
+_EM_STEPS = 100  # from scratch
 _MORE_EM_STEPS = 1  # from a start that is already good, as inside an outer EM
 _SPIKE_STEPS = 30
-_EM_SETTLED = 1e-6  # gain in nats a row below which EM stops
+_EM_SETTLED = 1e-5  # gain in nats a row below which EM stops
 
 
 @dataclass(frozen=True)

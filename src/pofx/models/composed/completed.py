@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from pofx.errors import Unavailable
 from pofx.models.base import FullBatch, Model, labelled
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.types import Context, Generator, Kind, Latent, Nats, X
@@ -94,6 +95,9 @@ class Completed(Model):
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self.base._decode(z, c)
+
+    def _refuse(self, question: str, instead: str = "") -> Unavailable:
+        return self.base._refuse(question, instead)
 
 
 def log_mean_exp_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:

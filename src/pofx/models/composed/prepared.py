@@ -109,6 +109,10 @@ class Prepared(Model):
         y, log_weight = (x.double(), 0.0) if self.lift is None else self.lift.spread(x)
         return self._inverse(y, log_weight)
 
+    def _centre(self, x: Tensor) -> Tensor:
+        """The u at the middle of every cell."""
+        return self._inverse(x.double() if self.lift is None else self.lift.centre(x), 0.0)[0]
+
     def _inverse(self, y: Tensor, log_weight: Tensor | float) -> tuple[Tensor, Tensor]:
         if self.transform is None:
             return y.to(dtype_of(self.base)), y.new_zeros(y.shape[:-1]) + log_weight
@@ -139,7 +143,7 @@ class Prepared(Model):
         seen = (~evidence.isnan()).nonzero().flatten().tolist()
         missing = evidence.isnan().nonzero().flatten().tolist()
         if not self._lifted_among(seen):
-            u, _ = self._to_base(evidence, None)
+            u = self._centre(evidence)
             self._check_possible(u)
             return self._over(self.base.conditional(u), missing)
         u, log_weight = self._spread(evidence.expand(CELL_POINTS, -1))
@@ -165,8 +169,7 @@ class Prepared(Model):
             raise Unavailable(
                 "mode", type(self.base).__name__, f"{name!r} is on another scale", instead="the sample with the largest log_prob"
             )
-        u, _ = self._inverse(evidence.double() if self.lift is None else self.lift.centre(evidence), 0.0)
-        return torch.where(evidence.isnan(), self._to_user(self.base.mode(u)), evidence)
+        return torch.where(evidence.isnan(), self._to_user(self.base.mode(self._centre(evidence))), evidence)
 
     @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
@@ -199,8 +202,7 @@ class Prepared(Model):
         return u, log_weight + self.base.log_prob(u, generator=generator)
 
     def _encode(self, x: X, c: Context | None) -> Latent:
-        y = x.double() if self.lift is None else self.lift.centre(x)
-        return self.base.encode(self._inverse(y, 0.0)[0], self._features(c))
+        return self.base.encode(self._centre(x), self._features(c))
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self._to_user(self.base.decode(z, self._features(c)))

@@ -2,8 +2,13 @@
 
 import math
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +17,11 @@ from torch import nn
 from pofx.domain import Domain
 from pofx.errors import DataError, OptionError, TrainingError
 from pofx.learn import Record, choose_device, isolated, run
+from pofx.learn.distributed import Ranks
+from pofx.learn.loop import descend
+from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, seed_of
+from pofx.learn.watch import Watch
 from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model
 
 
@@ -170,7 +179,7 @@ def test_early_stopping_keeps_the_best_weights(x):
     assert torch.equal(weights(model), seen[best])
     assert model.loss(holdout).mean().item() == pytest.approx(losses[best], rel=1e-12)
     assert record.stopped == "no better held-out loss for 4 epochs"
-    assert f"the weights of step {best} (epoch {best}, the best) are kept" in record.summary()
+    assert f"the weights of step {best} (epoch {best} of {best + 4}) are kept, held-out loss" in record.summary()
 
 
 def test_without_held_out_rows_the_last_weights_are_kept(x):
@@ -267,7 +276,7 @@ def test_news_reach_the_tracker_and_the_lines(x, capsys, monkeypatch):
     rows = []
     record = run(normal(), x, config=Config(max_epochs=3), holdout=x, progress=True, tracker=rows.append)
     assert rows == record.history
-    assert "epoch 1  loss" in capsys.readouterr().err
+    assert "step 1/3  epoch 2  loss" in capsys.readouterr().err
     run(normal(), x, config=Config(max_epochs=3), progress=None)
     assert capsys.readouterr().err == ""
 
@@ -322,6 +331,50 @@ def test_a_model_without_parameters_is_refused(x):
 def test_the_device_is_this_machines():
     assert choose_device("cpu").type == "cpu"
     assert choose_device().type == choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_bar_is_shown_on_a_terminal(x, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    run(normal(), x, config=Config(max_epochs=30), holdout=x, progress=None)
+    assert re.search(r"/30.*epoch \d+  loss [\d.]+  best held-out [\d.]+", capsys.readouterr().err)
+    run(normal(), x, config=Config(max_epochs=2), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+class Chase:
+    """Two players: a descends (a - x)^2, then b descends (b - a)^2 and sees where a went."""
+
+    def __init__(self):
+        self.players = {name: nn.ParameterList([nn.Parameter(torch.zeros(1))]) for name in "ab"}
+
+    def __call__(self, x, c, generator):
+        a, b = self.players["a"][0], self.players["b"][0]
+        yield "a", (a - x).square().sum(-1)
+        yield "b", (b - a).square().expand(len(x))
+
+
+def test_each_player_takes_its_own_turn():
+    x = torch.full((1, 1), 3.0)
+    chase, hand = Chase(), Chase()
+    rate, (a, b) = 0.1, (hand.players[name][0] for name in "ab")
+    adam_a, adam_b = (torch.optim.AdamW([p], lr=rate, weight_decay=0.0) for p in (a, b))
+    for _ in range(5):
+        a.grad = 2 * (a.detach() - 3.0)
+        adam_a.step()
+        b.grad = 2 * (b.detach() - a.detach())
+        adam_b.step()
+    watch = Watch(Ranks(), lambda: False, lambda done, says: None)
+    outcome = descend(chase, Rows(x), None, Config(max_epochs=5, learning_rate=rate), 0, watch, nullcontext)
+    torch.testing.assert_close(chase.players["a"][0], a)
+    torch.testing.assert_close(chase.players["b"][0], b)
+    assert outcome.history[0]["train"] == 9.0  # the first turn's loss
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_compiled_loss_learns_the_same():
+    """In a process of its own: what checks the shapes under pytest can not be compiled."""
+    subprocess.run([sys.executable, __file__], check=True)
 
 
 # -- all rows at once ------------------------------------------------------------------------------
@@ -403,3 +456,16 @@ def test_a_full_batch_that_breaks_names_its_step(x):
     model.after = lambda: setattr(model.log_sigma, "data", torch.full((2,), math.nan))
     with pytest.raises(TrainingError, match="after step 1 is nan"):
         run(model, x, config=HalvingConfig())
+
+
+def compare_compiled():
+    torch.set_default_dtype(torch.float64)
+    x = torch.randn(100, 2)
+    plain, compiled = normal(), normal()
+    run(plain, x, config=Config(max_epochs=3), holdout=x)
+    run(compiled, x, config=Config(max_epochs=3), holdout=x, compile=True)
+    torch.testing.assert_close(weights(plain), weights(compiled))
+
+
+if __name__ == "__main__":
+    compare_compiled()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -71,6 +72,7 @@ class _Descent:
         self.averaging = {name: self.ranks.averaging(parameters) for name, parameters in self.state.parameters.items()}
         self.warmup_steps = self.config.warmup * self.config.max_epochs * -(-len(self.train) // self.config.batch_size)
         self.losses: list[tuple[Tensor, int]] = []  # of the steps since the last look, with their numbers of rows
+        self.recent = math.nan  # their mean at the last look that found some
 
     def run(self) -> str:
         """Descend until there is a reason to stop: the reason, a clause."""
@@ -138,12 +140,16 @@ class _Descent:
 
     def _look(self) -> str | None:
         self._collect_losses()
-        held = f"  held-out {self.at.kept_loss:.4g}" if math.isfinite(self.at.kept_loss) else ""
-        self.watch.progress(self.at.step, f"epoch {self.at.epoch + 1}  loss {self.at.loss / max(1, self.at.rows):.4g}{held}")
+        self.watch.progress(self.at.step, self._news())
         stop, save = self.watch.look()
         if save and stop is None:
             self._save()
         return stop
+
+    def _news(self) -> str:
+        loss = f"  loss {self.recent:.4g}" if math.isfinite(self.recent) else ""
+        held = f"  best held-out {self.at.kept_loss:.4g}" if math.isfinite(self.at.kept_loss) else ""
+        return f"epoch {self.at.epoch + 1}{loss}{held}"
 
     def _collect_losses(self) -> None:
         """Bring the steps' losses in from the device; the one place where a run waits for it."""
@@ -157,6 +163,7 @@ class _Descent:
         for value, (_, rows) in zip(values, self.losses, strict=True):  # one by one: when looks come must not show in the sum
             self.at.loss += value * rows
             self.at.rows += rows
+        self.recent = fmean(values) if values else self.recent
         self.losses.clear()
 
     def _judge(self) -> None:

@@ -74,8 +74,16 @@ class Record:
         if row is None:
             return f"the weights of step {self.kept} are kept"
         loss, rows = (row["train"], "training") if row["holdout"] is None else (row["holdout"], "held-out")
-        which = "only" if len(self.history) == 1 else "last" if row is self.history[-1] else "best"
-        return f"the weights of step {self.kept} (epoch {row['epoch']}, the {which}) are kept, {rows} loss {loss:.4g} nats a row"
+        improving = row["holdout"] is not None and row is self.history[-1]
+        verdict = ": it was still improving" if improving else ""
+        return (
+            f"the weights of step {self.kept} (epoch {row['epoch']} of {self.epochs}) are kept, {rows} loss {loss:.4g} nats a row{verdict}"
+        )
+
+    @property
+    def epochs(self) -> int:
+        """How many there were; a last one may be broken off."""
+        return self.history[-1]["epoch"] if self.history else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what `from_json` reads back. JSON has no infinities or NaN: they become null."""

@@ -232,18 +232,16 @@ class _Training:
 
     def learn(self, candidate: _Candidate) -> Iterator[Mixture[Normals]]:
         """EM from the best of several partitions of the rows."""
-        n, d = self.x.shape
-        spread = candidate.components ** (-2 / d)  # K parts of the data are this much smaller, each (Fraley and Raftery)
-        prior = Prior(max(candidate.prior_rows, 1e-9 * n), spread * self.variance)
-        blank = _blank(candidate.shape, self.filled.mean(0), candidate.components)
-        moments = self._partitioned(blank)
+        n, k = len(self.x), candidate.components
+        blank, part = _blank(candidate.shape, self.filled.mean(0), k), self._part(k)
+        prior = Prior(max(candidate.prior_rows, 1e-9 * n), self._within(part, k))
+        moments = self._partitioned(blank, part)
         start = Mixture(blank.maximise(moments, prior), moments.log_weight)
         return expectation_maximisation(start, n, self._e_step, prior, steps=self.config.steps, tolerance=self.config.tolerance)
 
-    def _partitioned(self, blank: Normals) -> Moments:
+    def _partitioned(self, blank: Normals, part: Tensor) -> Moments:
         """The moments of a hard partition of the rows, about the means of the blank components."""
         k = len(blank.mean)
-        part = self._part(k)
         centred = self.filled - blank.mean[0]
         first = torch.zeros_like(blank.mean).index_add_(0, part, centred)
         if isinstance(blank, Gaussians):
@@ -251,6 +249,12 @@ class _Training:
         else:
             second = torch.zeros_like(blank.mean).index_add_(0, part, centred.square())[..., None]
         return Moments(torch.bincount(part, minlength=k).to(first), first, second, -math.inf)
+
+    def _within(self, part: Tensor, k: int) -> Tensor:
+        """The variance of each variable inside the parts, what the prior expects of a component; of the data at least 1/1000."""
+        total = self.x.new_zeros(k, self.x.shape[1]).index_add_(0, part, self.filled)
+        means = total / torch.bincount(part, minlength=k).clamp_min(1)[:, None]
+        return torch.maximum((self.filled - means[part]).square().mean(0), 1e-3 * self.variance)
 
     def _part(self, k: int) -> Tensor:
         if k not in self._parts:  # shapes and priors are compared from the same partition

@@ -35,7 +35,7 @@ class Independent(Model, FullBatch):
     def __init__(self, domain: Domain) -> None:
         super().__init__(domain)
         self.register_buffer("choice", torch.zeros(len(domain), dtype=torch.long))
-        self.columns = Columns(self.laws)
+        self.columns = Columns([candidates(v)[0] for v in domain.variables])
         self.register_buffer("theta", torch.zeros(self.columns.width, dtype=torch.float64))
 
     @property

@@ -80,9 +80,9 @@ def _chosen(families: Families) -> dict[str, Mapping[str, Any]]:
     """Name -> options, checked, in the registry's order: the chosen ones and every baseline."""
     if isinstance(families, str):
         raise OptionError(f"families are a list of names, got {families!r}: write [{families!r}]")
-    wanted: dict[str, Mapping[str, Any]] = (
-        dict(families) if isinstance(families, Mapping) else {name: {} for name in families or registry()}
-    )
+    if families is None:
+        return {name: {} for name in registry()}
+    wanted: dict[str, Mapping[str, Any]] = dict(families) if isinstance(families, Mapping) else {name: {} for name in families}
     for name, options in wanted.items():
         registered(name).configure(options)
     return {name: wanted.get(name, {}) for name, line in registry().items() if name in wanted or line.baseline}

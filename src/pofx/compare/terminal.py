@@ -62,7 +62,7 @@ def table(comparison: "Comparison") -> Table:
 def cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
     """The table as text: names of columns, without those that no family fills, and a row for the truth and each family."""
     lines = [row(result, comparison.best) for result in comparison.ranked]
-    filled = [k for k in range(len(COLUMNS)) if any(line[k] != NOTHING for line in lines)]
+    filled = [k for k in range(len(COLUMNS)) if k < ALWAYS or any(line[k] != NOTHING for line in lines)]
     truth = comparison.task.truth
     if truth is not None:
         lines.insert(0, ["the truth", "exact", plus_minus(truth, sign=-1), *[""] * (len(COLUMNS) - 3)])
@@ -84,6 +84,7 @@ COLUMNS = (
     "labels ↑\nby code",
 )
 LEFT = COLUMNS[:2]
+ALWAYS = 3  # columns that stay when no family fills them
 
 
 def row(result: Result, best: Result | None) -> list[str]:

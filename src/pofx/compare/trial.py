@@ -28,6 +28,7 @@ from pofx.measure import (
     median_distance,
     memorising,
     mmd,
+    thinned,
     with_the_holes_of,
 )
 from pofx.models.registry import family as registered
@@ -64,10 +65,11 @@ class Plan:
 
 def trial(task: Task, plan: Plan, fit: Fit) -> Result:
     """Learn and measure one family. Whatever goes wrong is the reason of a failed row."""
-    registry = registered(plan.family)
-    config = registry.configure(plan.options)
-    row = Result(plan.family, registry.says, str(config.takes), config.model_dump(mode="json"))
+    line = registered(plan.family)
+    row = Result(plan.family, line.says)
     try:
+        config = line.configure(plan.options)
+        row = replace(row, takes=str(config.takes), config=config.model_dump(mode="json"))
         return _measured(row, task, plan, fit)
     except Exception as error:  # whatever it was, the other families go on
         trace = "" if isinstance(error, PofxError) else traceback.format_exc()
@@ -128,15 +130,15 @@ def _likelihood(p: Any, task: Task) -> tuple[Likelihood | None, str]:  # noqa: A
 
 def _sampling(p: Any, task: Task, seed: int) -> Sampling:  # noqa: ANN401
     start = time.perf_counter()
-    rows = p.sample(SAMPLES, seed=seed)
+    table = p.sample(SAMPLES, seed=seed)
     seconds = time.perf_counter() - start
-    x = encode(rows, task.domain)
+    x = encode(table, task.domain)
     if not bool(x.isfinite().all()):
         raise DataError(f"{int((~x.isfinite()).any(1).sum())} of its {SAMPLES} samples are not finite")
     generator = torch.Generator().manual_seed(seed)
-    train, test, drawn = (
-        features(part, task.domain, task.train) for part in (task.train, task.test, with_the_holes_of(x, task.test, generator=generator))
-    )
+    rows = thinned(task.test, generator)
+    holed = with_the_holes_of(x, rows, generator=generator)
+    train, test, drawn = (features(part, task.domain, task.train) for part in (task.train, rows, holed))
     return Sampling(
         x.numpy(),
         1000 * seconds / SAMPLES,

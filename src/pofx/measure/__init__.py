@@ -12,7 +12,7 @@ from pofx.measure.marginals import marginal_distances
 from pofx.measure.memorising import Memorising, memorising
 from pofx.measure.mmd import mmd
 from pofx.measure.rows import features, with_the_holes_of
-from pofx.measure.two_samples import TwoSamples
+from pofx.measure.two_samples import TwoSamples, thinned
 
 __all__ = [
     "Memorising",
@@ -27,5 +27,6 @@ __all__ = [
     "memorising",
     "mmd",
     "paired_difference",
+    "thinned",
     "with_the_holes_of",
 ]

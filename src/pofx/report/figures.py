@@ -110,7 +110,7 @@ def pairs(result: Result, task: Task, chosen: Sequence[int]) -> str:
         grid = figure.add_gridspec(
             len(chosen), len(chosen), left=0.6 / width, right=0.995, bottom=0.42 / height, top=0.99, wspace=0.14, hspace=0.14
         )
-        for i, j in zip(*np.tril_indices(len(chosen)), strict=True):
+        for i, j in ((a, b) for a in range(len(chosen)) for b in range(a + 1)):
             axes = figure.add_subplot(grid[i, j])
             axes.set_xlim(*_limits(data[:, j]))
             if i == j:
@@ -125,7 +125,8 @@ def pairs(result: Result, task: Task, chosen: Sequence[int]) -> str:
 
 def _limits(column: Floats) -> tuple[float, float]:
     """The range of the data and a margin, the same for every family."""
-    low, high = float(np.nanmin(column)), float(np.nanmax(column))
+    seen = column[~np.isnan(column)]
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
     room = 0.15 * (high - low) or 0.5
     return low - room, high + room
 
@@ -150,10 +151,10 @@ def _steps(data: Floats) -> Floats:
 def _alone(axes: "Axes", data: Floats, samples: Floats, v: Variable) -> None:
     data = data[~np.isnan(data)]
     middle = np.arange(len(v.levels) + 1) - 0.5
-    edges = middle if v.kind in LEVELLED else np.histogram_bin_edges(data, bins=min(24, 4 + len(data) // 8))
-    bins = edges.tolist()
-    axes.hist(data, bins=bins, density=True, color=FAINT, alpha=0.45)
-    axes.hist(np.clip(samples, bins[0], bins[-1]), bins=bins, density=True, histtype="step", color=ACCENT, linewidth=1.2)
+    bins = (middle if v.kind in LEVELLED else np.histogram_bin_edges(data, bins=min(24, 4 + len(data) // 8))).tolist()
+    shares = [np.full(len(x), 1 / max(len(x), 1)) for x in (data, samples)]
+    axes.hist(data, bins=bins, weights=shares[0], color=FAINT, alpha=0.45)
+    axes.hist(samples, bins=bins, weights=shares[1], histtype="step", color=ACCENT, linewidth=1.2)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
 

@@ -45,5 +45,5 @@ def _bytes(x: NDArray[np.float64], domain: Domain) -> NDArray[np.uint8]:
 def _range(x: NDArray[np.float64], domain: Domain) -> tuple[float, float]:
     v = domain.variables[0]
     if np.isfinite(v.lower) and np.isfinite(v.upper):
-        return v.lower, v.upper
+        return float(v.lower), float(v.upper)
     return float(np.nanmin(x)), float(np.nanmax(x))

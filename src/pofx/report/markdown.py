@@ -47,5 +47,5 @@ def _columns(comparison: Comparison) -> str:
 
 
 def _configured(result: Result) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in result.config.items())
-    return f"**{result.family}**: `{options}`" + (f"; {result.learning.stopped}" if result.learning else "")
+    options = f"`{', '.join(f'{name}={value}' for name, value in result.config.items())}`" if result.config else "no options"
+    return f"**{result.family}**: {options}" + (f"; {result.learning.stopped}" if result.learning else "")

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pofx.compare import Comparison, Result, Task
-from pofx.compare.ranking import error_of
 from pofx.compare.remarks import remarks
 from pofx.compare.surface import is_plane
 from pofx.compare.terminal import COLUMNS, NOTHING, cells, headline, plus_minus
@@ -20,9 +19,9 @@ from pofx.domain import LEVELLED
 from pofx.models.registry import family as registered
 from pofx.report import figures
 from pofx.report.data import columns
+from pofx.report.dots import axis_of
 from pofx.report.images import is_picture, sheet
 from pofx.report.svg import CLASSES, DATA_POINTS
-from pofx.types import Kind
 
 BEHIND = COLUMNS[3]
 MARGINALS = 40  # columns; a wider table of distances would not be read
@@ -70,7 +69,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "header": [name for name in names if name != BEHIND],
         "rows": [_row(result, names, line) for result, line in zip(comparison.ranked, lines[-len(comparison) :], strict=True)],
         "truth": None if task.truth is None else plus_minus(task.truth, sign=-1),
-        "dots": dots(comparison),
+        "dots": axis_of(comparison),
         "failures": [r for r in comparison.ranked if r.reason],
         "remarks": remarks(comparison),
         "samples": samples(comparison),
@@ -103,7 +102,7 @@ def answer(comparison: Comparison) -> str:
 
 def bibtex(comparison: Comparison) -> str:
     """What the measured families are built on."""
-    entries = (entry.strip() for r in comparison.results for entry in registered(r.family).config.cites)
+    entries = (entry.strip() for r in comparison if not r.failed for entry in registered(r.family).config.cites)
     return "\n\n".join(dict.fromkeys(entries))
 
 
@@ -115,65 +114,6 @@ def _row(result: Result, names: list[str], line: list[str]) -> dict[str, Any]:
     gap = texts.pop(BEHIND, NOTHING)
     score, *others = list(texts.values())[2:]
     return {"result": result, "score": score, "gap": "" if gap == NOTHING else gap, "cells": others, "kind": str(result.kind)}
-
-
-@dataclass(frozen=True)
-class Dot:
-    """Where a family stands on the axis of -log p, in percent of its width.
-
-    Args:
-        at: the value.
-        left: the value less two standard errors.
-        right: the value plus two.
-        beyond: whether it is off the axis, to the right.
-        bound: whether the true value may be further left.
-    """
-
-    at: float
-    left: float
-    right: float
-    beyond: bool
-    bound: bool
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The axis that all dots share.
-
-    Args:
-        dots: family -> where it stands.
-        truth: where the truth stands, or None.
-        low: the value at the left end.
-        high: at the right end.
-    """
-
-    dots: dict[str, Dot]
-    truth: float | None
-    low: float
-    high: float
-
-
-def dots(comparison: Comparison) -> Axis | None:
-    """Every likelihood on one axis, which far outliers do not stretch."""
-    scored = [r for r in comparison.ranked if r.likelihood is not None and math.isfinite(r.nats)]
-    if len(scored) < 2:
-        return None
-    values = [r.nats for r in scored]
-    truth = None if comparison.task.truth is None else -float(comparison.task.truth)
-    low = min(values if truth is None else [*values, truth])
-    middle = float(np.median(values)) - low
-    high = max(v for v in values if v - low <= max(4 * middle, 1e-9))
-    room = 0.06 * (high - low) or 1.0
-    low, high = low - room, high + room
-
-    def place(value: float) -> float:
-        return 100 * min(max((value - low) / (high - low), 0.0), 1.0)
-
-    found = {}
-    for r in scored:
-        error = 2 * error_of(r.likelihood.score) if r.likelihood else 0.0
-        found[r.family] = Dot(place(r.nats), place(r.nats - error), place(r.nats + error), r.nats > high, r.kind is Kind.BOUND)
-    return Axis(found, None if truth is None else place(truth), low, high)
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _lean(svg: str, name: str) -> str:
     head = f'<svg {box.group(0) if box else ""} role="img" aria-label="{name.replace("-", " ")}">'
     svg = re.sub(r"<svg[^>]*>", head, svg, count=1)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    return re.sub(r'<g id="[^"]*">', "<g>", svg)
+    return re.sub(r'<g id="[^"]*"', "<g", svg)
 
 
 def _themed(svg: str) -> str:

@@ -62,9 +62,10 @@ def test_log_prob_is_the_closed_form(normal):
     assert isinstance(answer, Answer)
     assert answer.kind is Kind.EXACT
     assert answer.error is None
-    mean, covariance = frame.mean().to_numpy(), np.cov(frame.T, bias=True)
-    reference = torch.distributions.MultivariateNormal(torch.as_tensor(mean), torch.as_tensor(covariance))
-    np.testing.assert_allclose(np.asarray(answer), reference.log_prob(torch.as_tensor(frame.to_numpy())), atol=2e-2)
+    draws = p.sample(200_000, seed=0)
+    mean, covariance = draws.mean().to_numpy(), np.cov(draws.T)
+    reference = torch.distributions.MultivariateNormal(torch.tensor(mean), torch.tensor(covariance))
+    np.testing.assert_allclose(np.asarray(answer), reference.log_prob(torch.tensor(frame.to_numpy())), atol=5e-2)
 
 
 def test_score_is_the_mean_with_its_error(normal):
@@ -92,9 +93,8 @@ def test_a_missing_cell_is_marginalised(normal):
 def test_expectation_has_its_error(normal):
     p, frame = normal
     answer = p.expectation(lambda rows: rows["a"] * rows["b"], n=20_000)
-    exact = float(p.model.base.covariance[0, 1]) if hasattr(p.model, "covariance") else None
     assert answer.kind is Kind.ESTIMATE
-    reference = np.cov(frame.T, bias=True)[0, 1] + frame["a"].mean() * frame["b"].mean() if exact is None else exact
+    reference = np.cov(frame.T, bias=True)[0, 1] + frame["a"].mean() * frame["b"].mean()
     assert abs(float(answer) - reference) < 5.5 * float(answer.error) + 1e-2  # 5.5 standard errors: fails 4e-8 of seeds
 
 
@@ -125,16 +125,13 @@ def test_questions_say_their_kind(penguins):
     assert penguins.questions["decode"] is Kind.NONE
 
 
-def test_given_columns_are_conditions():
+@pytest.mark.parametrize("family", ["vae", "realnvp"])
+def test_given_columns_are_conditions(family):
     rng = np.random.RandomState(0)
     dose = rng.rand(800)
     frame = pd.DataFrame({"dose": dose, "response": 3 * dose + 0.1 * rng.randn(800)})
-    q = (
-        pofx.fit(frame, "realnvp", given="dose", max_epochs=60, learning_rate=5e-3)
-        if False
-        else pofx.fit(frame, "vae", given=["dose"], max_epochs=60)
-    )
-    drawn = q.sample(200, given=pd.DataFrame({"dose": [0.0, 1.0]}), seed=0)
+    q = pofx.fit(frame, family, given="dose", max_epochs=60)
+    drawn = q.sample(200, given=pd.DataFrame({"dose": [0.05, 0.95]}), seed=0)
     assert list(drawn.columns) == ["response"]
     low, high = drawn["response"][:200].mean(), drawn["response"][200:].mean()
     assert high - low > 2.0

@@ -57,7 +57,7 @@ class Variable:
     """
 
     name: str
-    kind: VariableKind
+    kind: VariableKind | str  # a VariableKind once made
     lower: float = -math.inf
     upper: float = math.inf
     levels: tuple[Level, ...] = ()
@@ -108,7 +108,7 @@ class Variable:
 class Domain:
     """The space x lives in: variables in order, and the shape an array of them has.
 
-    >>> d = Domain((Variable("age", "positive"), Variable("sex", "binary", levels=("f", "m"))))
+    >>> d = Domain((Variable("age", VariableKind.POSITIVE), Variable("sex", VariableKind.BINARY, levels=("f", "m"))))
     >>> d.names, d.shape
     (('age', 'sex'), (2,))
     >>> d.replace(age="real")["age"].kind
@@ -229,7 +229,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known words, or lists the known ones."""
     from difflib import get_close_matches
 
-    names = list(known)
+    names = [str(name) for name in known]
     close = get_close_matches(word, names, n=3)
     return (
         f"; did you mean {' or '.join(map(repr, close))}?"
@@ -242,32 +242,25 @@ def _corrected(old: Variable, change: "str | Mapping[str, Any] | Variable") -> V
     if isinstance(change, Variable):
         return replace(change, name=old.name)
     fields = {"kind": change} if isinstance(change, str) else dict(change)
-    if "kind" in fields and fields["kind"] not in set(VariableKind):
-        raise OptionError(f"column {old.name!r}: {fields['kind']!r} is no kind{did_you_mean(str(fields['kind']), VariableKind)}")
-    unknown = set(fields) - set(asdict(old))
-    if unknown:
-        raise OptionError(
-            f"column {old.name!r}: {sorted(unknown)[0]!r} is no field of a variable{did_you_mean(sorted(unknown)[0], asdict(old))}"
-        )
-    return replace(
-        _as_kind(old, VariableKind(fields.get("kind", old.kind))), reason="as you said", **{k: _field(k, v) for k, v in fields.items()}
-    )
+    for name in fields.keys() - asdict(old).keys():
+        raise OptionError(f"column {old.name!r}: {name!r} is no field of a variable{did_you_mean(str(name), asdict(old))}")
+    kind = fields.pop("kind", old.kind)
+    if kind not in set(VariableKind):
+        raise OptionError(f"column {old.name!r}: {kind!r} is no kind{did_you_mean(str(kind), VariableKind)}")
+    return replace(_as_kind(old, VariableKind(kind), fields), reason="as you said")
 
 
-def _as_kind(old: Variable, kind: VariableKind) -> Variable:
-    """The variable with the fields that another kind can not carry put back to their defaults."""
-    continuous = kind in CONTINUOUS
-    bounded = kind is old.kind or kind in {VariableKind.INTERVAL, VariableKind.COUNT}
-    lower = old.lower if bounded else -math.inf
-    return replace(
-        old,
-        kind=kind,
-        levels=old.levels if kind in LEVELLED else (),
-        resolution=old.resolution if continuous else None,
-        spike=old.spike if continuous else None,
-        lower=0 if kind is VariableKind.COUNT and lower == -math.inf else lower,
-        upper=old.upper if bounded else math.inf,
-    )
+def _as_kind(old: Variable, kind: VariableKind, fields: Mapping[str, Any]) -> Variable:
+    """The variable with new fields, and those that its new kind can not carry put back to their defaults."""
+    continuous, same = kind in CONTINUOUS, kind is old.kind
+    kept = {
+        "levels": old.levels if kind in LEVELLED else (),
+        "resolution": old.resolution if continuous else None,
+        "spike": old.spike if continuous else None,
+        "lower": old.lower if same else 0 if kind is VariableKind.COUNT else -math.inf,
+        "upper": old.upper if same else math.inf,
+    }
+    return replace(old, kind=kind, **(kept | {name: _field(name, value) for name, value in fields.items()}))
 
 
 def _field(name: str, value: Any) -> Any:  # noqa: ANN401

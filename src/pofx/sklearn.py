@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.budget = budget
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ANN401
+    def fit(self, X: Any, y: Any = None) -> "DensityEstimator":  # noqa: ANN401
         """Learn p from rows."""
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self.density_: PofX = fit(

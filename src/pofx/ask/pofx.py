@@ -17,7 +17,7 @@ from pofx.ask import files
 from pofx.ask.evidence import point
 from pofx.ask.origin import Origin
 from pofx.ask.questions import QUESTIONS, kind_of
-from pofx.data import Container, container_of, decode, encode
+from pofx.data import Container, container_of, decode, encode, read
 from pofx.domain import Domain
 from pofx.errors import OptionError
 from pofx.learn import Record
@@ -119,7 +119,8 @@ class PofX:
         values = np.asarray(f(self.sample(n, given=given, seed=self.seed if seed is None else seed)), dtype=np.float64)
         if values.shape[:1] != (n,):
             raise OptionError(f"f gives one number (or row of numbers) for each of {n} rows, got shape {values.shape}")
-        return Answer(values.mean(0), Kind.ESTIMATE, values.std(0, ddof=1) / np.sqrt(n), f"the mean over {n} draws")
+        error = values.std(0, ddof=1) / np.sqrt(n)
+        return Answer(np.asarray(values.mean(0)), Kind.ESTIMATE, np.asarray(error), f"the mean over {n} draws")
 
     def mean(self) -> Answer:
         """E[x] of every variable (of codes, where a variable has levels), exactly.
@@ -153,6 +154,7 @@ class PofX:
         Returns:
             A table of the kind that came; with `n`, a list of n tables.
         """
+        rows = read(rows)
         container = container_of(rows)
         x = self._encode(rows, self.domain)
         generator = self._generator(self.seed if seed is None else seed)
@@ -231,7 +233,7 @@ class PofX:
         return tuple(whole[:, [table.index(name) for name in part.names]] for part in (self.domain, self.model.context))  # type: ignore[return-value]
 
     def _encode(self, rows: Any, domain: Domain) -> X:  # noqa: ANN401
-        return self._on_device(encode(rows, domain))
+        return self._on_device(encode(read(rows), domain))
 
     def _log_prob(self, x: X) -> Tensor:
         with torch.no_grad():

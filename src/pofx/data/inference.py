@@ -63,8 +63,8 @@ def infer_domain(data: Any, declared: Declared | None = None) -> Domain:  # noqa
         return _of_array(array(data), declared)
     frame = table(data)
     _check_declared(declared, frame.columns)
-    if len(frame) == 0:
-        raise DataError("the table has no rows: nothing can be learned from it")
+    if len(frame) < 2:
+        raise DataError(f"the table has {'one row' if len(frame) else 'no rows'}: at least two are needed to learn from")
     columns = (column(frame[name], name) for name in frame.columns)
     return Domain(tuple(_declared(c, declared[c.name]) if c.name in declared else _inferred(c) for c in columns))
 

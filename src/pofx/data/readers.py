@@ -49,6 +49,8 @@ def read(source: Any) -> Any:  # noqa: ANN401
         return load(source).train
     if isinstance(source, str | PathLike):
         return _read_path(Path(source))
+    if source is None:
+        raise DataError("rows, a file's path or a built-in set's name was expected, got None")
     if is_table(source):
         table(source)
     else:

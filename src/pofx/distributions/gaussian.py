@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -172,11 +172,11 @@ class Normals(abc.ABC):
         """One draw from component which[i], for each i."""
 
     @abc.abstractmethod
-    def marginal(self, keep: Sequence[int]) -> Self:
+    def marginal(self, keep: Sequence[int]) -> "Normals":
         """The normals of some of the variables, in the order given."""
 
     @abc.abstractmethod
-    def conditional(self, evidence: Point) -> Self:
+    def conditional(self, evidence: Point) -> "Normals":
         """The normals of the variables that are NaN in the evidence, given the others."""
 
     @abc.abstractmethod
@@ -196,7 +196,7 @@ class Normals(abc.ABC):
         """The E-step of the mixture Σ_k exp(log_weight_k) N_k."""
 
     @abc.abstractmethod
-    def maximise(self, moments: Moments, prior: Prior) -> Self:
+    def maximise(self, moments: Moments, prior: Prior) -> "Normals":
         """The M-step: means, and regularised covariances, pooled where they are shared."""
 
 
@@ -258,12 +258,12 @@ class Gaussians(Normals):
             scaled[rows] = noise[rows] @ factor.T
         return self.mean[which] + scaled
 
-    def marginal(self, keep: Sequence[int]) -> Self:
+    def marginal(self, keep: Sequence[int]) -> "Gaussians":
         """The normals of some of the variables, in the order given."""
         keep = list(keep)
         return type(self)(self.mean[:, keep], self.covariance[:, keep][:, :, keep])
 
-    def conditional(self, evidence: Point) -> Self:
+    def conditional(self, evidence: Point) -> "Gaussians":
         """The normals of the variables that are NaN in the evidence, given the others."""
         block = next(Patterns(evidence[None]).blocks(1))
         missing = evidence.isnan().nonzero()[:, 0]
@@ -316,7 +316,7 @@ class Gaussians(Normals):
             second += torch.einsum("bkih,bkjh->kij", given.deviation * r.transpose(1, 2)[:, :, None], given.deviation)
         return Moments(count, first, second, float(total) / len(x))
 
-    def maximise(self, moments: Moments, prior: Prior) -> Self:
+    def maximise(self, moments: Moments, prior: Prior) -> "Gaussians":
         """The M-step: means, and regularised covariances (pooled where they are shared)."""
         shift = moments.shift()
         scatter = moments.second - moments.count[:, None, None] * shift[:, :, None] * shift[:, None]
@@ -428,12 +428,12 @@ class DiagonalGaussians(Normals):
         noise = torch.randn(len(which), self.mean.shape[1], generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean[which] + self.variance.sqrt()[which] * noise
 
-    def marginal(self, keep: Sequence[int]) -> Self:
+    def marginal(self, keep: Sequence[int]) -> "DiagonalGaussians":
         """The normals of some of the variables, in the order given."""
         keep = list(keep)
         return type(self)(self.mean[:, keep], self.variance.expand_as(self.mean)[:, keep])
 
-    def conditional(self, evidence: Point) -> Self:
+    def conditional(self, evidence: Point) -> "DiagonalGaussians":
         """The normals of the variables that are NaN in the evidence: within a component the others say nothing of them."""
         return self.marginal(evidence.isnan().nonzero()[:, 0].tolist())
 
@@ -465,7 +465,7 @@ class DiagonalGaussians(Normals):
         second = square - 2 * self.mean * linear + self.mean.square() * seen + unseen
         return Moments(count, linear - self.mean * seen, second[..., None], float(total) / len(x))
 
-    def maximise(self, moments: Moments, prior: Prior) -> Self:
+    def maximise(self, moments: Moments, prior: Prior) -> "DiagonalGaussians":
         """The M-step: means, and regularised variances (pooled where a component's variables share theirs)."""
         shift = moments.shift()
         scatter = (moments.second[..., 0] - moments.count[:, None] * shift.square()).clamp_min(0)

@@ -91,7 +91,7 @@ class Model(nn.Module, abc.ABC):
         value, error = (torch.cat(column) for column in zip(*parts, strict=True))
         return value.reshape(x.shape[:-1]), error.reshape(x.shape[:-1])
 
-    def sample(self, n: int, c: Context | None = None, *, generator: Generator = None) -> X:
+    def sample(self, n: int, c: Context | None = None, *, generator: Generator = None) -> Tensor:
         """Draw n rows: (n, D), or (n, *batch, D) for conditions (*batch, C). An equal generator gives equal draws."""
         if n < 0:
             raise OptionError(f"the number of draws must be 0 or more, got {n}")

@@ -191,6 +191,7 @@ class VAEConfig(GradientConfig):
     """Options of the variational auto-encoder."""
 
     takes = Takes.DISCRETE
+    conditional = True
     model = VAE
     cites = ("kingma2014vae",)
     space: ClassVar = {

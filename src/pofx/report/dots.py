@@ -68,7 +68,7 @@ def _ends(scored: list[Result], truth: float | None) -> tuple[float, float]:
     reach = max(STRETCH * float(np.median(values - low)), 2 * error)
     high = max([values[0] + error, *values[values - low <= reach], *known])
     room = 0.04 * (high - low) or 1.0
-    return low - room, high + room
+    return float(low - room), float(high + room)
 
 
 def _dot(result: Result, low: float, high: float) -> Dot:

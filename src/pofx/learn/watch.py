@@ -11,6 +11,7 @@ from pofx.learn.record import Row
 
 Tracker = Callable[[Row], None]
 PERIOD = 0.25  # seconds between two looks
+MOST_STEPS = 2.0**30  # between two looks, when steps are too quick to be timed
 
 
 class Watch:
@@ -66,7 +67,7 @@ class Watch:
         """Why to stop now (None: go on), and whether to save."""
         now = time.monotonic()
         room = min(self._period, self.budget - self.seconds)
-        steps = self._steps * room / max(now - self._last_look, 1e-9)
+        steps = min(self._steps * room / max(now - self._last_look, 1e-9), MOST_STEPS)
         save = self.checkpoint is not None and now - self._last_save >= self.checkpoint.every
         wishes = (not self._interrupted(), self.seconds < self.budget, not save, max(1, int(steps)))
         going, in_time, not_yet, left = self.ranks.least([float(wish) for wish in wishes])

@@ -75,7 +75,7 @@ def test_bounded_axes_end_at_their_bounds(by):
     assert positive.edges[0] == 0
     assert positive.tails[0] == 0 < positive.tails[1]
     rounded = axis(Variable("a", K.INTERVAL, lower=0.0, upper=1.0, resolution=0.1), (x * 10).round() / 10, Rule(by, 1.0), max_bins=256)
-    torch.testing.assert_close(rounded.edges[[0, -1]], torch.tensor([0.05, 0.95]))  # 0 and 1 are excluded
+    torch.testing.assert_close(rounded.edges[[0, -1]], torch.tensor([-0.05, 1.05]))  # 0.04 is recorded as 0
 
 
 def test_tail_has_the_mean_excess_of_the_outer_tenth():

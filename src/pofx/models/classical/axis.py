@@ -100,15 +100,15 @@ def _origin(x: Tensor, step: float) -> float:
 
 
 def _support(variable: Variable, step: float, origin: float) -> tuple[float, float]:
-    """The edges no cell may cross: the bounds, moved to the grid cells whose centres lie inside."""
+    """The edges no cell may cross: the bounds, or the far edges of the grid cells whose centres lie within them."""
     if variable.kind is VariableKind.COUNT:
         return variable.lower - 0.5, variable.upper + 0.5
     lower = {VariableKind.POSITIVE: 0.0, VariableKind.INTERVAL: variable.lower}.get(variable.kind, -math.inf)
     upper = variable.upper if variable.kind is VariableKind.INTERVAL else math.inf
-    if step and lower > -math.inf:
-        lower = origin + step * (math.floor((lower - origin) / step + 1e-6) + 0.5)
+    if step and lower > -math.inf:  # a rounded value may stand on its bound
+        lower = origin + step * (math.ceil((lower - origin) / step - 1e-6) - 0.5)
     if step and upper < math.inf:
-        upper = origin + step * (math.ceil((upper - origin) / step - 1e-6) - 0.5)
+        upper = origin + step * (math.floor((upper - origin) / step + 1e-6) + 0.5)
     return lower, upper
 
 

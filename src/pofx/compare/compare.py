@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pofx.ask import fit as learn
-from pofx.compare.comparison import Comparison, Setting
+from pofx.compare.comparison import Comparison
+from pofx.compare.findings import Setting
 from pofx.compare.result import Result
 from pofx.compare.task import Schema, Task, task_of
 from pofx.compare.terminal import nats

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
+from pofx.compare.findings import Findings
 from pofx.compare.ranking import CLEAR, behind, error_of
 from pofx.compare.result import Result
 from pofx.compare.words import count, duration, listed
@@ -13,21 +13,18 @@ from pofx.domain import LEVELLED, Variable, VariableKind
 from pofx.measure import paired_difference
 from pofx.types import Answer, Kind
 
-if TYPE_CHECKING:
-    from pofx.compare.comparison import Comparison
-
 SURE = 0.01  # a p-value below it is a difference
 UNHEARD_OF = 4.9  # standard errors: a chance below 1e-6
 NEAR = 0.8  # of the distance of held-out rows: nearer samples repeat training rows
 
 
-def remarks(comparison: "Comparison") -> list[str]:
+def remarks(comparison: Findings) -> list[str]:
     """Sentences for a reader who will decide by the table."""
     found = (remark(comparison) for remark in REMARKS)
     return [sentence for sentence in found if sentence]
 
 
-def kinds(comparison: "Comparison") -> str:
+def kinds(comparison: Findings) -> str:
     """What a bound in the column of exact numbers means."""
     bounds = [r.family for r in comparison.ranked if r.kind is Kind.BOUND]
     estimates = [r.family for r in comparison.ranked if r.kind is Kind.ESTIMATE]
@@ -42,7 +39,7 @@ def kinds(comparison: "Comparison") -> str:
     return " ".join(parts)
 
 
-def closed_forms(comparison: "Comparison") -> str:
+def closed_forms(comparison: Findings) -> str:
     """What gradients bought over the best family that needs none."""
     scored = [r for r in comparison.ranked if math.isfinite(r.nats)]
     closed, deep = ([r for r in scored if ("learning_rate" in r.config) is gradients] for gradients in (False, True))
@@ -59,7 +56,7 @@ def closed_forms(comparison: "Comparison") -> str:
     return f"Gradients pay here: {best.family} leads {plain.family}, the best closed form (or EM), by {size}, which came {took}."
 
 
-def discrete(comparison: "Comparison") -> str:
+def discrete(comparison: Findings) -> str:
     """What it costs to see counts and levels as real numbers."""
     whole, lumpy = len(comparison.task.domain), sum(_is_lumpy(v) for v in comparison.task.domain.variables)
     scored = [r for r in comparison.ranked if math.isfinite(r.nats)]
@@ -95,7 +92,7 @@ def _is_lumpy(v: Variable) -> bool:
     return v.kind in LEVELLED or v.kind is VariableKind.COUNT or v.resolution is not None
 
 
-def _still(comparison: "Comparison") -> str:
+def _still(comparison: Findings) -> str:
     """How many variables hardly vary: there a probability is near 1 and a density has most to lose."""
     x = comparison.task.train
     share = (x == x.nan_to_num().mode(0).values).double().mean(0)
@@ -103,7 +100,7 @@ def _still(comparison: "Comparison") -> str:
     return f", and {still} of them hold one value in more than 95 % of the rows" if still else ""
 
 
-def truth(comparison: "Comparison") -> str:
+def truth(comparison: Findings) -> str:
     """How far the best is from what can not be beaten."""
     task, best = comparison.task, comparison.best
     if task.true_nats is None or task.truth is None or best is None or best.likelihood is None:
@@ -117,7 +114,7 @@ def truth(comparison: "Comparison") -> str:
     )
 
 
-def indistinguishable(comparison: "Comparison") -> str:
+def indistinguishable(comparison: Findings) -> str:
     """Whose samples pass both two-sample tests."""
     drawn = [r for r in comparison.ranked if r.sampling is not None]
     passing = [r.family for r in drawn if r.sampling and min(r.sampling.mmd.p_value, r.sampling.c2st.p_value) > SURE]
@@ -129,7 +126,7 @@ def indistinguishable(comparison: "Comparison") -> str:
     return f"The samples of {listed(passing)} can not be told from the {rows:,} test rows (p > {SURE} in both tests); more rows might."
 
 
-def memorised(comparison: "Comparison") -> str:
+def memorised(comparison: Findings) -> str:
     """Whose samples repeat training rows."""
     found = [r for r in comparison.ranked if _repeats(r)]
     if not found:
@@ -145,7 +142,7 @@ def _repeats(result: Result) -> bool:
     return float(ratio) + CLEAR * error_of(ratio) < NEAR
 
 
-def data_hungry(comparison: "Comparison") -> str:
+def data_hungry(comparison: Findings) -> str:
     """Which families have more numbers to set than the data have cells, by gradients."""
     cells = comparison.task.train.numel()
     greedy = [r for r in comparison.ranked if r.learning is not None and "learning_rate" in r.config and r.learning.parameters > cells]
@@ -158,13 +155,13 @@ def data_hungry(comparison: "Comparison") -> str:
     )
 
 
-def spent(comparison: "Comparison") -> str:
+def spent(comparison: Findings) -> str:
     """Who was still learning when the budget ended."""
     cut = [r.family for r in comparison.ranked if r.learning is not None and "budget" in r.learning.stopped]
     return f"Still learning when the budget of {comparison.setting.budget:g} s was spent: {listed(cut)}." if cut else ""
 
 
-REMARKS: tuple[Callable[["Comparison"], str], ...] = (
+REMARKS: tuple[Callable[[Findings], str], ...] = (
     kinds,
     closed_forms,
     discrete,

@@ -2,27 +2,24 @@
 
 import math
 from io import StringIO
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pofx.compare.findings import Findings
 from pofx.compare.ranking import behind, error_of
 from pofx.compare.remarks import remarks
 from pofx.compare.result import Result
 from pofx.compare.words import at_most, count, duration
 from pofx.types import Answer
 
-if TYPE_CHECKING:
-    from pofx.compare.comparison import Comparison
-
 WIDTH = 150
 NOTHING = "–"
 
 
-def text(comparison: "Comparison") -> str:
+def text(comparison: Findings) -> str:
     """Table, winners, remarks and how to do it again, without colours."""
     console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False, soft_wrap=False)
     console.print(rendered(comparison))
@@ -30,7 +27,7 @@ def text(comparison: "Comparison") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def rendered(comparison: "Comparison") -> RenderableType:
+def rendered(comparison: Findings) -> RenderableType:
     """The same for a rich console."""
     parts: list[RenderableType] = [Text(headline(comparison)), table(comparison)]
     parts += [Text(f"{r.family} failed: {r.reason}") for r in comparison.ranked if r.failed]
@@ -40,7 +37,7 @@ def rendered(comparison: "Comparison") -> RenderableType:
     return Group(*parts, Text(f"\nAgain: {comparison.setting.command}"))
 
 
-def headline(comparison: "Comparison") -> str:
+def headline(comparison: Findings) -> str:
     """What was compared on what."""
     task = comparison.task
     rows = ", ".join(f"{n:,} {sort}" for sort, n in task.splits.items())
@@ -48,7 +45,7 @@ def headline(comparison: "Comparison") -> str:
     return f"{task.name}: {len(task.domain)} variables; {rows} rows{holes}"
 
 
-def table(comparison: "Comparison") -> Table:
+def table(comparison: Findings) -> Table:
     """One row a family, the best likelihood first."""
     names, lines = cells(comparison)
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
@@ -59,7 +56,7 @@ def table(comparison: "Comparison") -> Table:
     return grid
 
 
-def cells(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
+def cells(comparison: Findings) -> tuple[list[str], list[list[str]]]:
     """The table as text: names of columns, without those that no family fills, and a row for the truth and each family."""
     lines = [row(result, comparison.best) for result in comparison.ranked]
     filled = [k for k in range(len(COLUMNS)) if k < ALWAYS or any(line[k] != NOTHING for line in lines)]
@@ -141,7 +138,7 @@ def _code(result: Result) -> str:
     return NOTHING if accuracy is None else f"{100 * float(accuracy):.1f} %"
 
 
-def winners(comparison: "Comparison") -> Table:
+def winners(comparison: Findings) -> Table:
     """Which family wins on what."""
     grid = Table.grid(padding=(0, 2))
     for win in comparison.wins:

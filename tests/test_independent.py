@@ -158,6 +158,7 @@ def test_a_condition_is_refused():
         Independent(DOMAIN).marginal([0, 0])
 
 
+@pytest.mark.slow
 def test_digits_are_at_the_published_figure():
     """A smoothed table a pixel: 106.4 nats on the test rows."""
     data = pytest.importorskip("sklearn.datasets").load_digits().data

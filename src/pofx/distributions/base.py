@@ -30,7 +30,7 @@ from pofx.types import Generator
 Parameters = Float[Tensor, "*#batch P"]
 Values = Float[Tensor, "*#batch"]
 Column = Float[Tensor, " N"]
-Columns = Float[Tensor, "N D"]
+Rows = Float[Tensor, "N D"]
 Weights = Float[Tensor, "N K"]
 Fitted = Float[Tensor, "K P"]
 FittedColumns = Float[Tensor, "D K P"]
@@ -95,7 +95,7 @@ class Law(abc.ABC):
         """
         return self.fit_columns(x[:, None], weights, None if start is None else start[None])[0]
 
-    def fit_columns(self, x: Columns, weights: Weights, start: FittedColumns | None = None) -> FittedColumns:
+    def fit_columns(self, x: Rows, weights: Weights, start: FittedColumns | None = None) -> FittedColumns:
         """`fit` of D columns under the same weights: (D, K, width)."""
         seen = ~x.isnan()
         return self._fit(torch.where(seen, x, self.stand_in), seen.to(weights), weights, start)

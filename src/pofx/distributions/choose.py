@@ -22,6 +22,7 @@ _TABLE_AT_MOST = 256  # values above which there is no table
 _PSEUDO = (0.03, 0.01, 0.1, 0.3, 1.0)  # rows added to each value
 _HEAD_FLOOR = 1e-3  # least scale a network may set, in standard deviations of a prepared variable
 _FOLDS = 5
+_ENOUGH = 10_000  # rows that a choice is made from
 _MANY = 256  # equal variables (pixels) above which mixtures, slow to fit, are not tried
 
 
@@ -52,11 +53,10 @@ def default_law(variable: Variable) -> Law:
 
 
 def _head(variable: Variable) -> Law:
-    floor = max(_HEAD_FLOOR, (variable.resolution or 0.0) / 8)
-    law: Law = replace(_smooth(replace(variable, resolution=None))[0], floor=floor)  # type: ignore[type-var]
-    # Preparation moves the grid: draws are rounded where its origin is known, in the user's units.
-    law = law if variable.resolution is None else Gridded(law, variable.resolution)
-    return _spiked(law, variable)
+    plain = _smooth(replace(variable, resolution=None))[0]
+    eighth = (variable.resolution or 0.0) / 8 if variable.kind is VariableKind.REAL else 0.0
+    law: Law = replace(plain, floor=max(_HEAD_FLOOR, eighth))  # type: ignore[type-var]
+    return _spiked(_rounded(law, variable.resolution), variable)
 
 
 def _count_head(lower: int, upper: float) -> Law:
@@ -71,20 +71,16 @@ def _count_head(lower: int, upper: float) -> Law:
 
 def _smooth(variable: Variable) -> tuple[Law, ...]:
     """Laws without an atom, plainest first."""
-    r = variable.resolution or 0.0
-    lower, upper = variable.lower, variable.upper
-    plain: Law = {
-        VariableKind.REAL: Normal(r / 8),
-        VariableKind.POSITIVE: LogNormal(),
-        VariableKind.INTERVAL: LogitNormal(*((lower, upper) if variable.kind is VariableKind.INTERVAL else ())),
-    }[variable.kind]
-    # On a grid, Student's t is integrated over cells, which needs a scale of at least half of one; a beta may have
-    # a singular end, where that fails.
-    others: dict[VariableKind, tuple[Law, ...]] = {
-        VariableKind.REAL: (StudentT(r / 2),),
-        VariableKind.INTERVAL: () if r else (Beta(lower, upper),),
-    }
-    laws = [_rounded(law, variable.resolution) for law in (plain, *others.get(variable.kind, ()))]
+    kind, lower, upper, r = VariableKind(variable.kind), variable.lower, variable.upper, variable.resolution or 0.0
+    if kind is VariableKind.POSITIVE:
+        laws: tuple[Law, ...] = (LogNormal(),)
+    elif kind is VariableKind.REAL:
+        # On a grid, Student's t is integrated over cells, which needs a scale of at least half of one.
+        laws = (Normal(r / 8), StudentT(r / 2))
+    else:
+        # On a grid, a beta would be integrated too, which fails at a singular end.
+        laws = (LogitNormal(lower, upper),) if r else (LogitNormal(lower, upper), Beta(lower, upper))
+    laws = tuple(_rounded(law, variable.resolution) for law in laws)
     return (*laws, MixtureLaw(laws[0], 3))
 
 
@@ -98,7 +94,7 @@ def _spiked(law: Law, variable: Variable) -> Law:
 
 def _counts(lower: int, upper: float) -> tuple[Law, ...]:
     if upper == math.inf:
-        return (Poisson(lower), NegativeBinomial(lower), MixtureLaw(NegativeBinomial(lower), 3))
+        return (NegativeBinomial(lower), Poisson(lower), MixtureLaw(NegativeBinomial(lower), 3))
     if (lower, upper) == (0, 1):
         return tuple(Bernoulli(pseudo, numbers=True) for pseudo in _PSEUDO)
     levels = int(upper) - lower + 1
@@ -119,9 +115,10 @@ def choose(
         variables: of the columns of x.
         x: rows, NaN = unobserved.
         holdout: rows that take no part in the fit.
-        generator: of the order in which x falls into folds.
+        generator: of the order in which x falls into folds, and of the rows taken where there are very many.
     """
-    splits = [(x, holdout)] if holdout is not None and len(holdout) else _folds(x, generator)
+    x = _some(x, generator)
+    splits = [(x, _some(holdout, generator))] if holdout is not None and len(holdout) else _folds(x, generator)
     best = [0] * len(variables)
     for laws, at in _alike(variables).items():
         tried = [i for i, law in enumerate(laws) if len(at) <= _MANY or not isinstance(law, MixtureLaw)]
@@ -140,11 +137,16 @@ def _alike(variables: Sequence[Variable]) -> dict[tuple[Law, ...], list[int]]:
     return groups
 
 
+def _some(x: Tensor, generator: Generator) -> Tensor:
+    """Enough rows for a choice."""
+    return x if len(x) <= _ENOUGH else x[torch.randperm(len(x), generator=generator, device=x.device)[:_ENOUGH]]
+
+
 def _folds(x: Tensor, generator: Generator) -> list[tuple[Tensor, Tensor]]:
     """(the others, a fold) for each of a few folds; none of too few rows."""
     if len(x) < 2 * _FOLDS:
         return []
-    order = torch.randperm(len(x), generator=generator).to(x.device)
+    order = torch.randperm(len(x), generator=generator, device=x.device)
     folds = [order[i::_FOLDS] for i in range(_FOLDS)]
     return [(x[torch.cat(folds[:i] + folds[i + 1 :])], x[fold]) for i, fold in enumerate(folds)]
 

@@ -82,7 +82,7 @@ class LatentClass(Model, FullBatch):
         if holdout is not None and len(holdout):
             yield from self._search(x, holdout.to(x), best, generator)
             return
-        order = torch.randperm(len(x), generator=generator).to(x.device)
+        order = torch.randperm(len(x), generator=generator, device=x.device)
         held = math.ceil(_HELD_SHARE * len(x)) if len(x) >= _HELD_FROM and self.config.open else 0
         yield from self._search(x[order[held:]], x[order[:held]], best, generator)
         for mixture, log_likelihood, _ in self._em(x, self.mixture, best.smoothing):

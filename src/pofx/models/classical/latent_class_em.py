@@ -30,9 +30,10 @@ def log_joint(columns: Columns, mixture: Mixture, x: Tensor) -> Tensor:
 
 def seeded(columns: Columns, x: Tensor, classes: int, smoothing: float, generator: Generator) -> Mixture:
     """Where EM begins: every class around a row of its own, chosen at random, and the rest of the data."""
-    rows = torch.randperm(len(x), generator=generator)[torch.arange(classes) % len(x)]
+    each = torch.arange(classes, device=x.device)
+    rows = torch.randperm(len(x), generator=generator, device=x.device)[each % len(x)]
     weights = x.new_full((len(x), classes), max(smoothing, 1.0) / len(x))
-    weights[rows, torch.arange(classes)] += _SEED_ROWS
+    weights[rows, each] += _SEED_ROWS
     return Mixture(x.new_full((classes,), -math.log(classes)), columns.fit(x, weights))
 
 

@@ -193,24 +193,34 @@ def test_writing_is_atomic_and_minds_the_umask(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(tmp_path):
-    """20 kills of a real process, at moments spread over its run of about a second; several may hit one run."""
-    whole, _ = learn()
+    """20 kills of a real process, at moments spread over its run of about a second; several may hit one run.
+
+    The run that is never killed is a process of the same server: other processes may compute with other numbers of threads.
+    """
     moments, kills, runs = random.Random(0), 0, 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert attempt(server, tmp_path / "whole_run", tmp_path / "whole") == 0
+        whole = load_file(tmp_path / "whole")
         while kills < 20:
             runs, status = runs + 1, None
             while status != 0:
-                print(tmp_path / f"run{runs}", tmp_path / f"out{runs}", file=server.stdin, flush=True)
-                process = int(server.stdout.readline())
-                time.sleep(moments.uniform(0.0, 1.0))
-                with contextlib.suppress(ProcessLookupError):  # it was done before
-                    os.kill(process, signal.SIGKILL)
-                status = int(server.stdout.readline())
+                status = attempt(server, tmp_path / f"run{runs}", tmp_path / f"out{runs}", moments.uniform(0.0, 1.0))
                 assert status in (0, -signal.SIGKILL)
                 kills += status != 0
             assert same(load_file(tmp_path / f"out{runs}"), whole)
         server.stdin.close()
+
+
+def attempt(server, checkpoint, out, kill_after=None):
+    """How a process that learns ended, killed after some seconds if it was not done before."""
+    print(checkpoint, out, file=server.stdin, flush=True)
+    process = int(server.stdout.readline())
+    if kill_after is not None:
+        time.sleep(kill_after)
+        with contextlib.suppress(ProcessLookupError):  # it was done before
+            os.kill(process, signal.SIGKILL)
+    return int(server.stdout.readline())
 
 
 def serve():

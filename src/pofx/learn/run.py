@@ -48,8 +48,8 @@ def run(
     """Learn the model's parameters from rows x (N, D), in place, and leave it on the device.
 
     A family that learns from all rows at once takes its own steps; every other one descends its loss
-    by the gradient loop. The same seed gives the same weights, bit for bit on a CPU, whatever state
-    torch's global generators are in; they are left as they were.
+    by the gradient loop. The same seed gives the same weights, bit for bit on a CPU with the same number of
+    threads, whatever state torch's global generators are in; they are left as they were.
 
     Args:
         model: what learns; under torchrun, equal on every process.

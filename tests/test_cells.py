@@ -336,6 +336,13 @@ def test_tensors_that_do_not_fit_each_other_are_refused(models, form):
             FORMS[form].build(FEW).load_tensors(tensors)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_blank_model_is_built_without_reading_its_numbers(form):
+    """On the meta device there are none: so a file's sizes are checked before anything is allocated."""
+    with torch.device("meta"):
+        assert all(tensor.is_meta for tensor in FORMS[form].build(FEW).state_dict().values())
+
+
 REAL, POSITIVE = Variable("a", K("real")), Variable("a", K("positive"))
 DEGENERATE = {
     "constant": (REAL, [3.5] * 40),

@@ -68,13 +68,14 @@ def filling_in_keeps_what_is_observed(case: Case) -> None:
         return
     x = case.x[:8].clone()
     x[:, 0] = torch.where(torch.arange(len(x), device=x.device) % 2 == 0, torch.nan, x[:, 0])
-    seen = ~x.isnan()
+    seen, before = ~x.isnan(), x.clone()
     for name, fill in (("impute", case.model.impute), ("complete", case.model.complete)):
         filled = [answered(fill, x, generator=torch.Generator(x.device).manual_seed(3)) for _ in range(2)]
         if filled[0] is None or filled[1] is None:
             continue
         require(filled[0].shape == x.shape, f"{name} turns shape {tuple(x.shape)} into {tuple(filled[0].shape)}")
         require(torch.equal(filled[0][seen], x[seen]), f"{name} changes observed cells")
+        require(torch.equal(x[seen], before[seen]) and bool(x[~seen].isnan().all()), f"{name} writes to the rows it is given")
         require(filled[0].isfinite(), f"{name} leaves cells empty or infinite")
         require(torch.equal(filled[0], filled[1]), f"{name} under equal generators gives different cells")
         whole = torch.tensor([name == "complete" or v.kind in LEVELLED for v in case.domain.variables], device=x.device)

@@ -59,8 +59,7 @@ class GridHistogram(Model, FullBatch):
         super().__init__(domain)
         self.rules, self.alpha, self.max_bins = rules, alpha, max_bins
         self.cells = cells or Cells(width=len(domain))
-        shape = self.cells.allowed().sum(1).tolist()
-        self.register_buffer("mass", torch.full(shape, 1 / math.prod(shape), dtype=self.cells.edges.dtype))
+        self.register_buffer("mass", torch.ones((1,) * len(domain), dtype=self.cells.edges.dtype))
 
     def steps(self, x: Tensor, *, holdout: Tensor | None = None, generator: Generator = None) -> Iterator[float]:
         """Count rows x (N, D); one step for complete rows, EM's otherwise, without draws."""

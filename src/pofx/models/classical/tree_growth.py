@@ -81,7 +81,7 @@ def grow(code: Tensor, held: Tensor, groups: Groups, *, min_leaf: int, max_leave
     """Split every box with enough rows, level by level; yield all boxes, parents first, after each level."""
     size = groups.of.shape[1] - 1
     nodes = [root(code, held, size)]
-    frontier = (0,)
+    frontier: tuple[int, ...] = (0,)
     while frontier:
         yield nodes
         children = [_split(nodes, i, code, held, groups, min_leaf, max_leaves) for i in frontier]

@@ -430,5 +430,6 @@ def test_a_real_mixed_table_with_holes():
 def test_jobs_in_processes_give_the_same_numbers_as_one_after_another():
     x = normals(120)
     alone, together = (compare(x, [], jobs=jobs, seed=1) for jobs in (1, 2))
-    assert {r.family: r.nats for r in together if not r.failed} == {r.family: r.nats for r in alone if not r.failed}
-    assert sum(not r.failed for r in together) >= 4
+    found, again = ({r.family: r.nats for r in comparison if not r.failed} for comparison in (alone, together))
+    assert again == pytest.approx(found, rel=1e-6)  # the other processes do not share this test's default dtype
+    assert len(found) >= 4

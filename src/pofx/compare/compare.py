@@ -43,9 +43,8 @@ def compare(
 ) -> Comparison:
     """Learn every family on the same rows and measure each on the same test rows.
 
-    A family that fails, or has nothing when its budget is spent, is a row with its reason; the others go on. The
-    baselines of the registry are always among them. Families learned one after another share a process, so the peak
-    memory of one includes what earlier ones left; with `jobs` above 1 they share the cores, so all take longer.
+    A family that fails is a row with its reason, and the others go on; the registry's baselines are always among them.
+    One after another, families share a process, so peak memory includes what earlier ones left; jobs share the cores.
 
     Args:
         data: the name of a built-in set (with its own split), a path, a frame, an array.
@@ -68,13 +67,12 @@ def compare(
     start = time.perf_counter()
     chosen = _chosen(families)
     task = task_of(data, test=test, schema=schema, seed=seed)
-    bar = None if progress and jobs == 1 else False
-    folder = None if save_to is None else _made(save_to)
+    bar, folder = None if progress and jobs == 1 else False, None if save_to is None else _made(save_to)
     plans = [Plan(name, options, budget, seed, device, bar, folder) for name, options in chosen.items()]
     rows = _trials(task, plans, fit, jobs)
     results = tuple(_told(rows, len(plans)) if progress else rows)
-    command = _command(data, families, budget, seed, schema)
-    return Comparison(task, results, Setting(seed, budget, jobs, command, time.perf_counter() - start, machine(), versions()))
+    again = _command(data, families, budget, seed, schema)
+    return Comparison(task, results, Setting(seed, budget, jobs, again, time.perf_counter() - start, machine(), versions()))
 
 
 def _chosen(families: Families) -> dict[str, Mapping[str, Any]]:

@@ -68,23 +68,31 @@ def discrete(comparison: Findings) -> str:
         f"{'All' if lumpy == whole else f'{lumpy} of'} {whole} variables are counts, levels or rounded numbers{_still(comparison)}. "
         f"Families that take them as they are ({listed([r.family for r in native])}) give each value a probability of its own. To the "
         f"others ({listed([r.family for r in lifted])}) each value is a cell of the real line, filled with noise (dequantisation); what "
-        f"they report is the mean log-density of the noisy row, a lower bound on log p. {_cost(native[0], lifted[0], gap)}"
+        f"they report is the mean log-density of the noisy row, a lower bound on log p. "
+        f"{_cost(native[0], lifted[0], gap)}{_cells(comparison)}"
     )
 
 
 def _cost(native: Result, lifted: Result, gap: Answer) -> str:
     size = f"{abs(float(gap)):.2f} ± {error_of(gap):.2f} nats a row"
     if abs(float(gap)) <= CLEAR * error_of(gap):
-        return f"Here that costs nothing that can be seen: {native.family} and {lifted.family} are level."
+        return f"The best of both kinds, {native.family} and {lifted.family}, are level here."
     if float(gap) < 0:
-        return (
-            f"Here that does not decide: {lifted.family} leads {native.family} by {size}. A level's cell is the part of a bell curve that "
-            "has the level's own frequency, so each variable alone is matched before learning begins; only the dependence is left to learn."
-        )
+        return f"It does not decide here: {lifted.family} leads {native.family}, the best of the former, by {size}."
     return (
-        f"That costs here: {native.family} leads {lifted.family} by {size}. To lose nothing, a density would have to follow the noise "
-        "within every cell and jump at the cell's edges, in all dimensions at once. A smooth density or flow can only bend, and spends "
-        "its capacity on where in a cell the noise fell, which says nothing about the data."
+        f"{native.family} leads {lifted.family}, the best of the latter, by {size}, and the noise has its part in that: to lose nothing by "
+        "it, a density would have to follow it within every cell and jump at the cell's edges, in all dimensions at once, where a smooth "
+        "density or flow can only bend."
+    )
+
+
+def _cells(comparison: Findings) -> str:
+    """What keeps the price of the noise low where a variable has finitely many values."""
+    if not any(v.cardinality for v in comparison.task.domain.variables):
+        return ""
+    return (
+        " The cell of a level is the part of a bell curve that has the level's own frequency, so that each variable alone is matched "
+        "before learning begins; uniform noise in cells of one width, the common way, costs a smooth flow far more."
     )
 
 

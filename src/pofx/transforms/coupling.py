@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pofx.errors import OptionError
 from pofx.nets.mlp import MLP
@@ -43,7 +43,7 @@ class AffineCoupling(Transform):
         self.swap, self.s_max = swap, s_max
         self.sizes = (dim // 2, dim - dim // 2)
         steering, moved = reversed(self.sizes) if swap and dim > 1 else self.sizes
-        self.net = MLP(steering + context, 2 * moved, widths, dropout=dropout)
+        self.net = MLP(steering + context, 2 * moved, widths, nn.GELU, dropout=dropout)
 
     def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
         """Base to data: x = T(u) and log|det J_T(u)|."""

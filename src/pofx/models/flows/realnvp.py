@@ -74,14 +74,16 @@ class RealNVPConfig(GradientConfig):
         "booktitle={International Conference on Learning Representations}, year={2017}}",
     )
     space: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "layers": (4, 8, 12),
+        "layers": (4, 8, 16),
         "width": (32, 64, 128),
         "dropout": (0.0, 0.1, 0.3),
-        "learning_rate": (3e-4, 1e-3, 3e-3),
+        "learning_rate": (5e-4, 1e-3, 2e-3),
         "weight_decay": (0.0, 1e-3, 1e-1),
     }
 
-    layers: int = Field(8, ge=2, le=256, multiple_of=2, description="couplings; in pairs, so that each variable is moved as often")
+    learning_rate: float = Field(2e-3, gt=0)
+    ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+    layers: int = Field(16, ge=2, le=256, multiple_of=2, description="couplings; in pairs, so that each variable is moved as often")
     width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
     depth: int = Field(2, ge=1, le=32, description="hidden layers of a coupling's net")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pofx.compare import compare, task_of
-from pofx.compare.memory import PeakMemory, resident
-from pofx.compare.ranking import behind
-from pofx.compare.remarks import remarks
-from pofx.compare.surface import POINTS, grid, window
-from pofx.compare.trial import principal_plane
+from pofx.comparison import compare, task_of
+from pofx.comparison.memory import PeakMemory, resident
+from pofx.comparison.ranking import behind
+from pofx.comparison.remarks import remarks
+from pofx.comparison.surface import POINTS, grid, window
+from pofx.comparison.trial import principal_plane
 from pofx.data import encode
 from pofx.domain import Domain, VariableKind
 from pofx.errors import DataError, OptionError, TrainingError, Unavailable

@@ -42,6 +42,14 @@ def test_the_registry_loads_nothing_heavy():
     assert loaded_by("from pofx.models.registry import families; families()") == set()
 
 
+def test_no_room_takes_the_name_of_a_verb():
+    import pofx.cli.main
+    import pofx.comparison
+    import pofx.report
+
+    assert all(callable(getattr(pofx, verb)) for verb in ("fit", "open", "search", "compare", "load"))
+
+
 def test_the_public_names_are_those_that_load():
     assert set(pofx.__all__) == set(pofx._PLACES)
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from pofx.ask import fit as learn
-from pofx.compare import compare
+from pofx.comparison import compare
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import FileError
 from pofx.measure import held_out

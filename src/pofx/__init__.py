@@ -19,7 +19,7 @@ _PLACES = {
     "PofX": "pofx.ask",
     "load": "pofx.data",
     "infer_domain": "pofx.data",
-    "compare": "pofx.compare",
+    "compare": "pofx.comparison",
     "families": "pofx.models.registry",
     "Answer": "pofx.types",
     "Kind": "pofx.types",
@@ -49,7 +49,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pofx.ask import PofX, fit, open, search
-    from pofx.compare import compare
+    from pofx.comparison import compare
     from pofx.data import infer_domain, load
     from pofx.domain import Domain, Variable
     from pofx.errors import PofxError, Unavailable

@@ -50,7 +50,7 @@ def compare(
     kind: Kinds = None,
 ) -> None:
     """Learn every family on your data; the measured table, and one page with pictures."""
-    from pofx.compare import compare as run
+    from pofx.comparison import compare as run
     from pofx.report import write
 
     comparison = run(data, _names(families), budget=budget, seed=seed, jobs=jobs, schema=_kinds(kind), progress=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pofx.compare import Task
+from pofx.comparison import Task
 from pofx.domain import LEVELLED, Variable
 
 SHOWN = 60  # columns

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pofx.compare import Comparison, Result
-from pofx.compare.ranking import error_of
+from pofx.comparison import Comparison, Result
+from pofx.comparison.ranking import error_of
 from pofx.types import Kind
 
 STRETCH = 4.0  # medians above the best; what is further lies beyond the axis

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pofx.compare import Result, Task
-from pofx.compare.surface import axes as ticks_of
-from pofx.compare.surface import window
+from pofx.comparison import Result, Task
+from pofx.comparison.surface import axes as ticks_of
+from pofx.comparison.surface import window
 from pofx.domain import LEVELLED, Variable
 from pofx.report.svg import ACCENT, CLASSES, DATA_POINTS, FAINT, INK, SAMPLE_POINTS, bare, canvas, inline
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from pofx.compare import Comparison, Result
-from pofx.compare.remarks import remarks
-from pofx.compare.terminal import cells, headline
+from pofx.comparison import Comparison, Result
+from pofx.comparison.remarks import remarks
+from pofx.comparison.terminal import cells, headline
 from pofx.report.data import columns
 from pofx.report.page import answer, bibtex
 

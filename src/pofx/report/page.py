@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pofx.compare import Comparison, Result, Task
-from pofx.compare.remarks import remarks
-from pofx.compare.surface import is_plane
-from pofx.compare.terminal import COLUMNS, NOTHING, cells, headline, plus_minus
-from pofx.compare.words import duration, listed
+from pofx.comparison import Comparison, Result, Task
+from pofx.comparison.remarks import remarks
+from pofx.comparison.surface import is_plane
+from pofx.comparison.terminal import COLUMNS, NOTHING, cells, headline, plus_minus
+from pofx.comparison.words import duration, listed
 from pofx.domain import LEVELLED
 from pofx.models.registry import family as registered
 from pofx.report import figures

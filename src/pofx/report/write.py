@@ -3,7 +3,7 @@
 from os import PathLike
 from pathlib import Path
 
-from pofx.compare import Comparison
+from pofx.comparison import Comparison
 from pofx.errors import FileError
 from pofx.learn import write_atomically
 

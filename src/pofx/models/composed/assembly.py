@@ -98,7 +98,7 @@ def wrap(
 ) -> Model:
     """A family behind the maps that lead to the domain it sees; the family itself where there is nothing between."""
     base = builder(seen)
-    if lift is None and transform is None and context is None and builder.config.takes is Takes.EVERYTHING:
+    if lift is None and transform is None and context is None:
         return base
     kind = PreparedFullBatch if isinstance(base, FullBatch) else Prepared
     return kind(base, lift, transform, domain, context_features=builder.features, context=context, build=builder)

@@ -7,9 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pofx.compare.ranking import Win, best_by_likelihood, by_likelihood, error_of, wins
-from pofx.compare.result import Result
-from pofx.compare.task import Task
+from pofx.comparison.ranking import Win, best_by_likelihood, by_likelihood, error_of, wins
+from pofx.comparison.result import Result
+from pofx.comparison.task import Task
 from pofx.domain import did_you_mean
 from pofx.errors import OptionError
 from pofx.learn import write_atomically

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from pofx.compare.findings import Findings
-from pofx.compare.terminal import text
+from pofx.comparison.findings import Findings
+from pofx.comparison.terminal import text
 
 
 @dataclass(frozen=True)

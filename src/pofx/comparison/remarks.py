@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import torch
 
-from pofx.compare.findings import Findings
-from pofx.compare.ranking import CLEAR, behind, error_of
-from pofx.compare.result import Result
-from pofx.compare.words import count, duration, listed
+from pofx.comparison.findings import Findings
+from pofx.comparison.ranking import CLEAR, behind, error_of
+from pofx.comparison.result import Result
+from pofx.comparison.words import count, duration, listed
 from pofx.domain import LEVELLED, Variable, VariableKind
 from pofx.measure import paired_difference
 from pofx.types import Answer, Kind

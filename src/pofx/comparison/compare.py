@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pofx.ask import fit as learn
-from pofx.compare.comparison import Comparison
-from pofx.compare.findings import Setting
-from pofx.compare.result import Result
-from pofx.compare.task import Schema, Task, task_of
-from pofx.compare.terminal import nats
-from pofx.compare.trial import Fit, Plan, trial
-from pofx.compare.words import duration
+from pofx.comparison.comparison import Comparison
+from pofx.comparison.findings import Setting
+from pofx.comparison.result import Result
+from pofx.comparison.task import Schema, Task, task_of
+from pofx.comparison.terminal import nats
+from pofx.comparison.trial import Fit, Plan, trial
+from pofx.comparison.words import duration
 from pofx.domain import Domain
 from pofx.errors import OptionError
 from pofx.learn.record import versions

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.compare.memory import PeakMemory
-from pofx.compare.result import Code, Floats, Learning, Likelihood, Result, Sampling
-from pofx.compare.surface import grid, is_plane
-from pofx.compare.task import Task
+from pofx.comparison.memory import PeakMemory
+from pofx.comparison.result import Code, Floats, Learning, Likelihood, Result, Sampling
+from pofx.comparison.surface import grid, is_plane
+from pofx.comparison.task import Task
 from pofx.data import encode
 from pofx.errors import DataError, PofxError, Unavailable
 from pofx.measure import (

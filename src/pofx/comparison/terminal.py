@@ -8,11 +8,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pofx.compare.findings import Findings
-from pofx.compare.ranking import behind, error_of
-from pofx.compare.remarks import remarks
-from pofx.compare.result import Result
-from pofx.compare.words import at_most, count, duration
+from pofx.comparison.findings import Findings
+from pofx.comparison.ranking import behind, error_of
+from pofx.comparison.remarks import remarks
+from pofx.comparison.result import Result
+from pofx.comparison.words import at_most, count, duration
 from pofx.types import Answer
 
 WIDTH = 150

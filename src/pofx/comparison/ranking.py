@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pofx.compare.result import Result
-from pofx.compare.words import at_most, duration, listed
+from pofx.comparison.result import Result
+from pofx.comparison.words import at_most, duration, listed
 from pofx.measure import paired_difference
 from pofx.types import Answer, Kind
 

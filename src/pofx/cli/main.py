@@ -53,7 +53,9 @@ def compare(
     from pofx.comparison import compare as run
     from pofx.report import write
 
-    comparison = run(data, _names(families), budget=budget, seed=seed, jobs=jobs, schema=_kinds(kind), progress=True)
+    comparison = run(
+        data, _names(families), budget=budget, seed=seed, jobs=jobs, schema=_kinds(kind), progress=True, save_to=out / "models"
+    )
     page = write(comparison, out)
     typer.echo(str(comparison))
     typer.echo(f"\nThe page with pictures: {page}")

@@ -33,8 +33,8 @@ def levels(*cardinalities: int) -> Domain:
 
 def test_independent_variables_give_one_box():
     """By five folds and by held-out rows."""
-    x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
-    assert learned(x, Domain.real(3)).n_boxes == 1
+    x = torch.randn(1500, 3, generator=torch.Generator().manual_seed(0))
+    assert learned(x[:800], Domain.real(3), min_leaf=40).n_boxes == 1
     assert learned(x[:1000], Domain.real(3), x[1000:]).n_boxes == 1
 
 

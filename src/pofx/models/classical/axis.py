@@ -87,7 +87,9 @@ def _slab(variable: Variable, x: Tensor) -> Tensor:
         return seen.sort().values
     if variable.kind is VariableKind.INTERVAL:
         return seen.new_tensor([(variable.lower + variable.upper) / 2])
-    return seen.new_tensor([{VariableKind.POSITIVE: 1.0, VariableKind.COUNT: variable.lower}.get(variable.kind, 0.0)])
+    if variable.kind is VariableKind.COUNT:
+        return seen.new_tensor([variable.lower])
+    return seen.new_tensor([1.0 if variable.kind is VariableKind.POSITIVE else 0.0])
 
 
 def _origin(x: Tensor, step: float) -> float:
@@ -103,7 +105,8 @@ def _support(variable: Variable, step: float, origin: float) -> tuple[float, flo
     """The edges no cell may cross: the bounds, or the far edges of the grid cells whose centres lie within them."""
     if variable.kind is VariableKind.COUNT:
         return variable.lower - 0.5, variable.upper + 0.5
-    lower = {VariableKind.POSITIVE: 0.0, VariableKind.INTERVAL: variable.lower}.get(variable.kind, -math.inf)
+    lower = 0.0 if variable.kind is VariableKind.POSITIVE else -math.inf
+    lower = variable.lower if variable.kind is VariableKind.INTERVAL else lower
     upper = variable.upper if variable.kind is VariableKind.INTERVAL else math.inf
     if step and lower > -math.inf:  # a rounded value may stand on its bound
         lower = origin + step * (math.ceil((lower - origin) / step - 1e-6) - 0.5)

@@ -97,13 +97,14 @@ class CellMixture(Model, abc.ABC):
 
     def _component_modes(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
         """Each component's greatest log w_l p_l(x) with the observed entries fixed, and where: (L,) and (L, D)."""
+        evidence = evidence.to(self.cells.edges)
         at, log_peak = self.cells.modes()
         refuse_outside(self.domain, self.cells, evidence[None])
         best = torch.where(self.log_mass.isinf(), -math.inf, self.log_mass + log_peak).max(-1)
         seen = ~evidence.isnan()
         peaks = self.log_components(self.cells.code(evidence[None]))[0] + torch.where(seen, 0.0, best.values).sum(1)
         x = at.expand(self.log_mass.shape).gather(-1, best.indices[..., None])[..., 0]
-        return peaks, torch.where(seen, evidence.to(x), x)
+        return peaks, torch.where(seen, evidence, x)
 
     def _posterior_log_weight(self, evidence: Tensor) -> Tensor:
         """log p(l | evidence), (L,).

@@ -59,8 +59,8 @@ class Cells(nn.Module):
     @classmethod
     def cut(cls, domain: Domain, x: Tensor, rules: Sequence[Rule], *, max_bins: int, joint: int = 1) -> "Cells":
         """Cut every variable by its own rule."""
-        columns = zip(domain.variables, x.unbind(1), rules, strict=True)
-        return cls([axis(v, column, rule, max_bins=max_bins, joint=joint) for v, column, rule in columns])
+        columns = zip(domain.variables, x.cpu().unbind(1), rules, strict=True)
+        return cls([axis(v, column, rule, max_bins=max_bins, joint=joint) for v, column, rule in columns]).to(x.device)
 
     @property
     def size(self) -> int:

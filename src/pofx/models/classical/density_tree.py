@@ -230,10 +230,12 @@ class DensityTree(CellMixture, FullBatch):
         nodes = torch.arange(len(at), device=at.device)
         side = torch.where(self.left[nodes, k.clamp(max=self.cells.size - 1)], 0, 1)
         step = torch.where(seen, self.child[nodes, side], nodes)
-        decided = step
-        for _ in range(len(at)):
-            decided = step[decided]
-        return decided
+        for _ in range(len(at)):  # at most so deep
+            further = step[step]
+            if torch.equal(further, step):
+                break
+            step = further
+        return step
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take the state that `state_dict` gave.

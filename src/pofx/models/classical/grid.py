@@ -194,6 +194,7 @@ class GridHistogram(Model, FullBatch):
         return torch.stack(parts)
 
     def _mode(self, evidence: Point) -> Point:
+        evidence = evidence.to(self.mass)
         refuse_outside(self.domain, self.cells, evidence[None])
         seen = ~evidence.isnan()
         at, log_peak = self.cells.modes()
@@ -203,7 +204,7 @@ class GridHistogram(Model, FullBatch):
         for axis, d in enumerate(hidden):
             joint = joint.reshape([self.mass.shape[h] for h in hidden])
             joint = joint + log_peak[d, codes[d]].reshape([-1 if a == axis else 1 for a in range(len(hidden))])
-        x = evidence.to(at).clone()
+        x = evidence.clone()
         for d, i in zip(hidden, torch.unravel_index(joint.argmax(), joint.shape), strict=False):
             x[d] = at[d, codes[d][i]]
         return x
@@ -215,6 +216,7 @@ class GridHistogram(Model, FullBatch):
         return self._part(keep, mass)
 
     def _conditional(self, evidence: Point) -> Model:
+        evidence = evidence.to(self.mass)
         seen = ~evidence.isnan()
         keep = tuple((~seen).nonzero()[:, 0].tolist())
         if self._log_prob(evidence[None], None, None) == -math.inf:

@@ -162,10 +162,10 @@ def best_split(of: Tensor, code: Tensor, share: Tensor, groups: Groups, min_leaf
 def _together(of: Tensor, code: Tensor, share: Tensor, size: int) -> Tensor:
     """How much weight has group s of variable i and group t of variable j, (D, T, D, T): one matrix product."""
     width = len(of)
-    total = torch.zeros(width * size, width * size, device=code.device)
+    total = torch.zeros(width * size, width * size, dtype=torch.float32, device=code.device)
     for rows, weight in zip(code.split(1024), share.to(total).split(1024), strict=True):
         group = of.gather(1, rows.T).T[..., None]
-        hot = torch.zeros(len(rows), width, size + 1, device=code.device).scatter_(2, group, 1.0)[..., :size].flatten(1)
+        hot = total.new_zeros(len(rows), width, size + 1).scatter_(2, group, 1.0)[..., :size].flatten(1)
         total.addmm_((hot * weight[:, None]).T, hot)
     return total.reshape(width, size, width, size)
 

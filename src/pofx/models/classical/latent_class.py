@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,24 +13,12 @@ from pofx.distributions.columns import Columns
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import FileError, Unavailable
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes, labelled
-from pofx.models.classical.latent_class_em import Mixture, expectation_maximisation, log_joint, seeded
+from pofx.models.classical.latent_class_em import Mixture, expectation_maximisation, log_joint
+from pofx.models.classical.latent_class_search import Options, Search
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
-_CLASSES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-_ROWS_A_CLASS = 5  # that a tried number of classes leaves to each
-_USUAL, _LOOSER, _FIRMER = 10.0, (3.0, 1.0, 0.3), (30.0, 100.0, 300.0)  # rows of smoothing a class
-_PATIENCE = 2  # numbers of classes without a better held-out score before their search stops
 _HELD_SHARE, _HELD_FROM = 0.2, 10  # of the rows, where none are given and there are enough
 _CLIMBS = 50  # steps towards a mode
-
-
-@dataclass
-class _Best:
-    """The attempt that the held-out rows liked best."""
-
-    score: float = -math.inf
-    classes: int = 1
-    smoothing: float = _USUAL
 
 
 class LatentClass(Model, FullBatch):
@@ -78,60 +65,31 @@ class LatentClass(Model, FullBatch):
         The number of classes and the smoothing, where not given, and the start are those of the best held-out score.
         Without held-out rows a share of x is held out for that, and the winner goes on to learn from all of x.
         """
-        x, best = x.to(self.theta), _Best()
+        x = x.to(self.theta)
         if holdout is not None and len(holdout):
-            yield from self._search(x, holdout.to(x), best, generator)
+            yield from self._search(Search(self.columns, x, holdout.to(x), self.config.options, generator))
             return
         order = torch.randperm(len(x), generator=generator, device=x.device)
         held = math.ceil(_HELD_SHARE * len(x)) if len(x) >= _HELD_FROM and self.config.open else 0
-        yield from self._search(x[order[held:]], x[order[:held]], best, generator)
-        for mixture, log_likelihood, _ in self._em(x, self.mixture, best.smoothing):
+        search = Search(self.columns, x[order[held:]], x[order[:held]], self.config.options, generator)
+        yield from self._search(search)
+        path = expectation_maximisation(
+            self.columns, x, self.mixture, search.smoothing, steps=self.config.steps, tolerance=self.config.tolerance
+        )
+        for mixture, log_likelihood, _ in path:
             self.log_pi, self.theta = mixture
             yield log_likelihood
 
-    def _search(self, x: Tensor, held: Tensor, best: _Best, generator: Generator) -> Iterator[float]:
-        """The number of classes first, under the usual smoothing; then a firmer smoothing, or else a looser one."""
-        given = self.config.smoothing
-        smoothing = _USUAL if given is None else given
-        yield from self._walk([(k, smoothing) for k in self._numbers_of_classes(x, held)], x, held, best, generator, _PATIENCE)
-        if given is None and len(held):
-            classes = best.classes
-            for path in (_FIRMER, _LOOSER):
-                if best.smoothing == smoothing:
-                    yield from self._walk([(classes, a) for a in path], x, held, best, generator, 1)
-
-    def _numbers_of_classes(self, x: Tensor, held: Tensor) -> Sequence[int]:
-        if self.config.components is not None:
-            return (self.config.components,)
-        return [k for k in _CLASSES if k == 1 or (len(held) and k * _ROWS_A_CLASS <= len(x))]
-
-    def _walk(
-        self, path: Sequence[tuple[int, float]], x: Tensor, held: Tensor, best: _Best, generator: Generator, patience: int
-    ) -> Iterator[float]:
-        """Attempts along a path of (classes, smoothing) until as many as `patience` of them have brought nothing."""
-        idle = 0
-        for classes, smoothing in path:
-            before = best.score
-            for _ in range(self.config.restarts if classes > 1 else 1):
-                yield from self._attempt(classes, smoothing, x, held, best, generator)
-            idle = 0 if best.score > before else idle + 1
-            if idle == patience:
-                return
-
-    def _attempt(self, classes: int, smoothing: float, x: Tensor, held: Tensor, best: _Best, generator: Generator) -> Iterator[float]:
-        """EM from one random start, kept where it scores better than all before; until then the model stays as it is."""
-        first = best.score == -math.inf
-        for mixture, log_likelihood, _ in self._em(x, seeded(self.columns, x, classes, smoothing, generator), smoothing):
-            if first:
-                self.log_pi, self.theta = mixture
+    def _search(self, search: Search) -> Iterator[float]:
+        """The steps of a search; the model is the best attempt so far."""
+        for log_likelihood in search.steps():
+            self._hold(search)
             yield log_likelihood
-        score = float(log_joint(self.columns, mixture, held if len(held) else x).logsumexp(-1).mean())
-        if first or score > best.score:
-            best.score, best.classes, best.smoothing = score, classes, smoothing
-            self.log_pi, self.theta = mixture
+        self._hold(search)
 
-    def _em(self, x: Tensor, start: Mixture, smoothing: float) -> Iterator[tuple[Mixture, float, float]]:
-        return expectation_maximisation(self.columns, x, start, smoothing, steps=self.config.steps, tolerance=self.config.tolerance)
+    def _hold(self, search: Search) -> None:
+        if search.best is not None:
+            self.log_pi, self.theta = search.best
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -238,16 +196,21 @@ class LatentClassConfig(FamilyConfig):
     )
     space: ClassVar[dict[str, tuple[Any, ...]]] = {
         "components": (None, 2, 4, 8, 16, 32, 64, 128),
-        "smoothing": (None, 1.0, 3.0, 10.0, 30.0, 100.0),
+        "smoothing": (None, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     }
 
     components: int | None = Field(None, ge=1, description="number of classes; None: chosen by held-out score")
     smoothing: float | None = Field(
         None, ge=0, description="how many rows all the data weigh together in every class; None: chosen by held-out score"
     )
-    restarts: int = Field(2, ge=1, description="random starts of each attempt")
+    restarts: int = Field(3, ge=1, description="random starts of each attempt")
     steps: int = Field(200, ge=1, description="EM steps of an attempt at most")
     tolerance: float = Field(1e-3, ge=0, description="EM stops when a step gains less, in nats a row")
+
+    @property
+    def options(self) -> Options:
+        """What the search is told."""
+        return Options(self.components, self.smoothing, self.restarts, self.steps, self.tolerance)
 
     @property
     def open(self) -> bool:

@@ -14,6 +14,8 @@ from pofx.transforms.linear import Triangular
 from pofx.transforms.permutation import Permutation
 from pofx.types import Context, Generator, Latent, Nats, X
 
+FEW = 8
+
 
 class RealNVP(Model):
     """log p(x | c) = log N(T^-1(x; c); 0, 1) + log|det J_T^-1(x; c)|, T = whitening^-1 o couplings.
@@ -76,7 +78,7 @@ class RealNVPConfig(GradientConfig):
     space: ClassVar[dict[str, tuple[Any, ...]]] = {
         "layers": (4, 8, 16),
         "width": (32, 64, 128),
-        "dropout": (0.0, 0.1, 0.3),
+        "dropout": (None, 0.0, 0.1, 0.3),
         "learning_rate": (5e-4, 1e-3, 2e-3),
         "weight_decay": (0.0, 1e-3, 1e-1),
     }
@@ -86,18 +88,27 @@ class RealNVPConfig(GradientConfig):
     layers: int = Field(16, ge=2, le=256, multiple_of=2, description="couplings; in pairs, so that each variable is moved as often")
     width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
     depth: int = Field(2, ge=1, le=32, description="hidden layers of a coupling's net")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description=f"share of hidden units dropped while training; None: 0.2 above {FEW} variables, 0 below"
+    )
     shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
 
     def build(self, domain: Domain, context: Domain | None = None) -> RealNVP:
         """The untrained flow."""
         return RealNVP(domain, self, context)
 
+    def share_dropped(self, dim: int) -> float:
+        """The dropout of a flow over D variables: with few of them a net underfits long before it overfits."""
+        if self.dropout is not None:
+            return self.dropout
+        return 0.2 if dim > FEW else 0.0
+
 
 def _couplings(dim: int, context: int, config: RealNVPConfig) -> list[Transform]:
     parts: list[Transform] = []
+    widths, dropout = (config.width,) * config.depth, config.share_dropped(dim)
     for pair in range(config.layers // 2):
         parts += [Permutation.riffle(dim)] if pair else []
         for swap in (False, True):
-            parts.append(AffineCoupling(dim, swap=swap, context=context, widths=(config.width,) * config.depth, dropout=config.dropout))
+            parts.append(AffineCoupling(dim, swap=swap, context=context, widths=widths, dropout=dropout))
     return parts

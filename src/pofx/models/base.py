@@ -84,10 +84,10 @@ class Model(nn.Module, abc.ABC):
     def log_prob_and_error(self, x: X, c: Context | None = None, *, generator: Generator = None) -> tuple[Nats, Nats]:
         """log p(x | c) and the standard error of each number (0 where nothing is drawn)."""
         rows, c_rows = self._checked(x, c)
+        if not len(rows):
+            return x.new_zeros(x.shape[:-1]), x.new_zeros(x.shape[:-1])
         chunks = zip(rows.split(self.rows_at_once), _split(c_rows, len(rows), self.rows_at_once), strict=True)
         parts = [self._log_prob_and_error(r, k, generator) for r, k in chunks]
-        if not parts:
-            return x.new_zeros(x.shape[:-1]), x.new_zeros(x.shape[:-1])
         value, error = (torch.cat(column) for column in zip(*parts, strict=True))
         return value.reshape(x.shape[:-1]), error.reshape(x.shape[:-1])
 
@@ -155,17 +155,18 @@ class Model(nn.Module, abc.ABC):
 
     def impute(self, x: X, *, generator: Generator = None) -> X:
         """Fill NaN: the conditional mean, the most probable level of ordinal, categorical and binary variables."""
-        rows, _ = self._checked(x, None, allow_missing=True)
-        with torch.no_grad():
-            parts = [self._impute(r, generator) for r in rows.split(self.rows_at_once)]
-        return torch.cat(parts).reshape(x.shape) if parts else x
+        return self._filled_by(self._impute, x, generator)
 
     def complete(self, x: X, *, generator: Generator = None) -> X:
         """Fill NaN with one joint draw from p(missing | observed) for each row."""
+        return self._filled_by(self._complete, x, generator)
+
+    def _filled_by(self, fill: Callable[[Tensor, Generator], Tensor], x: Tensor, generator: Generator) -> Tensor:
         rows, _ = self._checked(x, None, allow_missing=True)
+        if not len(rows):
+            return x
         with torch.no_grad():
-            parts = [self._complete(r, generator) for r in rows.split(self.rows_at_once)]
-        return torch.cat(parts).reshape(x.shape) if parts else x
+            return torch.cat([fill(part, generator) for part in rows.split(self.rows_at_once)]).reshape(x.shape)
 
     def encode(self, x: X, c: Context | None = None) -> Latent:
         """The code z of each row."""
@@ -246,7 +247,7 @@ class Model(nn.Module, abc.ABC):
                 instead="impute the rows first",
             )
         rows = x.reshape(-1, x.shape[-1])
-        return rows, None if c is None else c.expand(*x.shape[:-1], c.shape[-1]).reshape(len(rows), -1)
+        return rows, None if c is None else c.expand(*x.shape[:-1], c.shape[-1]).reshape(len(rows), c.shape[-1])
 
     def _check_context(self, c: Context | None) -> None:
         expected = 0 if self.context is None else len(self.context)
@@ -297,6 +298,4 @@ class GradientConfig(FamilyConfig, abc.ABC):
 
 
 def _split(c: Tensor | None, rows: int, size: int) -> Sequence[Tensor | None]:
-    if c is not None:
-        return c.split(size)
-    return [None] * max(1, -(-rows // size))
+    return [None] * -(-rows // size) if c is None else c.split(size)

@@ -117,6 +117,7 @@ class Cells(PerVariable, Surjection):
     atom: Tensor
     first: Tensor
     last: Tensor
+    counted: Tensor
 
     def __init__(self, variables: Sequence[Variable]) -> None:
         super().__init__()
@@ -129,6 +130,8 @@ class Cells(PerVariable, Surjection):
             ("last", [_last(v) for v in self.variables]),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+        counted = [v.kind is VariableKind.COUNT for v in self.variables]
+        self.register_buffer("counted", torch.tensor(counted, dtype=torch.bool), persistent=False)
 
     def fit(self, x: Tensor) -> "Cells":
         """Choose the gaps from rows (N, D): as wide as gives the slab about the density of its surroundings."""
@@ -161,6 +164,8 @@ class Cells(PerVariable, Surjection):
         is_atom = x == self.atom
         beside = x + self.resolution * (share - 0.5) + torch.where(x > self.atom, self.gap, 0.0)
         y = torch.where(is_atom, self.atom - self.resolution / 2 + width * share, beside)
+        # A count below the first goes to infinity, where every base has density 0; NaN stays NaN.
+        y = torch.where(self.counted & (x < self.first), -math.inf, y)
         return y, torch.where(is_atom, width.log(), 0.0).sum(-1)
 
 

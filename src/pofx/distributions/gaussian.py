@@ -31,6 +31,7 @@ Rows = Float[Tensor, "N D"]  # NaN = unobserved
 LogDensities = Float[Tensor, "N K"]
 LogWeights = Float[Tensor, " K"]
 LOG_2PI = math.log(2 * math.pi)
+NEGLIGIBLE = 1e-12  # a responsibility that adds nothing to a sum in float64
 ELEMENTS_AT_ONCE = 2**22  # of a chunk's largest tensor: 32 MB in float64
 
 
@@ -268,14 +269,16 @@ class Gaussians(Normals):
         block = next(Patterns(evidence[None]).blocks(1))
         missing = evidence.isnan().nonzero()[:, 0]
         given = self._regress(block)
-        return type(self)(given.mean()[0, 0][:, missing], given.covariance()[0][:, missing][:, :, missing])
+        mean = self.mean + given.deviation[0, :, :, 0]
+        return type(self)(mean[:, missing], given.covariance()[0][:, missing][:, :, missing])
 
     def fill(self, x: Rows, log_weight: LogWeights) -> Rows:
         """E[x | x_o] under the mixture Σ_k exp(log_weight_k) N_k: missing entries filled, observed ones kept."""
         patterns, parts = Patterns(x), []
         for block in patterns.blocks(self._cost(patterns)):
             given = self._regress(block)
-            parts.append(((log_weight + given.log_prob).softmax(-1)[..., None] * given.mean()).sum(-2))
+            r = (log_weight + given.log_prob).softmax(-1)
+            parts.append(r @ self.mean + torch.einsum("bhk,bkdh->bhd", r, given.deviation))
         return torch.where(x.isnan(), patterns.restore(parts), x) if parts else x
 
     def complete(self, x: Rows, which: Int[Tensor, " N"], *, generator: Generator = None) -> Rows:
@@ -311,9 +314,13 @@ class Gaussians(Normals):
             r = (joint - evidence).exp() * block.real[..., None]  # (B, H, K)
             total += evidence[..., 0][block.real].sum()
             count += r.sum((0, 1))
-            first += torch.einsum("bhk,bkdh->kd", r, given.deviation)
-            second += torch.einsum("bk,bkij->kij", r.sum(1), given.covariance())
-            second += torch.einsum("bkih,bkjh->kij", given.deviation * r.transpose(1, 2)[:, :, None], given.deviation)
+            # Most groups belong to few components; the conditional moments, the dear part, are for those alone.
+            group, component = (r.amax(1) > NEGLIGIBLE).nonzero(as_tuple=True)
+            given, weight = given.only(group, component), r[group, :, component]
+            deviation = given.deviation[:, 0]  # (pairs, D, H)
+            weighted = deviation * weight[:, None]
+            first.index_add_(0, component, weighted.sum(-1))
+            second.index_add_(0, component, weight.sum(1)[:, None, None] * given.covariance()[:, 0] + weighted @ deviation.mT)
         return Moments(count, first, second, float(total) / len(x))
 
     def maximise(self, moments: Moments, prior: Prior) -> "Gaussians":
@@ -337,17 +344,23 @@ class Gaussians(Normals):
         inside = torch.where(both, self.covariance, torch.eye(o.shape[-1], dtype=self.mean.dtype, device=self.mean.device))
         factor = torch.linalg.cholesky(inside)  # (B, C, D, D)
         residual = torch.where(o[..., None], block.x.mT[:, None] - self.mean[..., None], 0.0)  # (B, K, D, H)
-        return Regression(self, o, factor, residual)
+        return Regression(self.covariance, o, factor, residual)
 
 
 @dataclass(frozen=True)
 class Regression:
     """Missing on observed: w = L⁻¹ (x_o - μ_o) and V = L⁻¹ Σ_o·, from which all conditional moments follow."""
 
-    of: Gaussians
+    sigma: Float[Tensor, "*groups C D D"]
     observed: Bool[Tensor, "B 1 D"]
     factor: Float[Tensor, "B C D D"]
     residual: Float[Tensor, "B K D H"]
+
+    def only(self, group: Tensor, component: Tensor) -> "Regression":
+        """Some pairs of a group and a component, as groups of one component each."""
+        own = component % self.factor.shape[1]  # a shared covariance is every component's
+        factor, residual = self.factor[group, own][:, None], self.residual[group, component][:, None]
+        return Regression(self.sigma[own, None], self.observed[group], factor, residual)
 
     @cached_property
     def _w(self) -> Tensor:
@@ -355,7 +368,7 @@ class Regression:
 
     @cached_property
     def _v(self) -> Tensor:
-        return torch.linalg.solve_triangular(self.factor, self.of.covariance * self.observed[..., None], upper=False)
+        return torch.linalg.solve_triangular(self.factor, self.sigma * self.observed[..., None], upper=False)
 
     @property
     def log_prob(self) -> Float[Tensor, "B H K"]:
@@ -372,16 +385,12 @@ class Regression:
             return self.residual
         return torch.where(self.observed[..., None], self.residual, self._v.mT @ self._w)
 
-    def mean(self) -> Float[Tensor, "B H K D"]:
-        """E[x | x_o]."""
-        return self.deviation.permute(0, 3, 1, 2) + self.of.mean
-
     def covariance(self) -> Float[Tensor, "B C D D"]:
         """Cov[x | x_o], 0 where an entry is observed."""
         missing = ~self.observed
         if not bool(missing.any()):
             return torch.zeros_like(self.factor)
-        return torch.where(missing[..., None] & missing[..., None, :], self.of.covariance - self._v.mT @ self._v, 0.0)
+        return torch.where(missing[..., None] & missing[..., None, :], self.sigma - self._v.mT @ self._v, 0.0)
 
 
 @dataclass(frozen=True)

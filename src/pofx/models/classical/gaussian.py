@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pofx.distributions.gaussian import Gaussians, Prior, data_variance
+from pofx.distributions.gaussian import Gaussians, Normals, Prior, data_variance
 from pofx.domain import Domain
 from pofx.errors import Unavailable
 from pofx.models.base import FamilyConfig, FullBatch, Model
@@ -72,7 +72,7 @@ class Gaussian(Model, FullBatch):
     def _walk(self, x: Tensor, holdout: Tensor, path: tuple[float, ...]) -> Iterator[float]:
         """Try the priors of a path, each from the law before it, while held-out rows clearly gain."""
         for rows_per_variable in path:
-            law = self.gaussians
+            law: Normals = self.gaussians
             for law, log_likelihood in self._em(x, rows_per_variable):  # noqa: B007
                 yield log_likelihood
             gain = law.log_prob(holdout) - self.gaussians.log_prob(holdout)
@@ -80,7 +80,7 @@ class Gaussian(Model, FullBatch):
                 return
             self._hold(law)
 
-    def _em(self, x: Tensor, rows_per_variable: float) -> Iterator[tuple[Gaussians, float]]:
+    def _em(self, x: Tensor, rows_per_variable: float) -> Iterator[tuple[Normals, float]]:
         """Closed form or EM under one prior, from the law held."""
         variance, given = data_variance(x), self.config.prior_rows
         strength = rows_per_variable * len(self.domain) if given is None else given
@@ -94,10 +94,10 @@ class Gaussian(Model, FullBatch):
         )
         return ((point.components, point.log_likelihood) for point in path)
 
-    def _hold(self, law: Gaussians) -> None:
-        self.mu, self.covariance = law.mean[0], law.covariance[0]
+    def _hold(self, law: Normals) -> None:
+        self.mu, self.covariance = law.mean[0], law.spread[0]
 
-    def _sub(self, domain: Domain, law: Gaussians) -> "Gaussian":
+    def _sub(self, domain: Domain, law: Normals) -> "Gaussian":
         other = Gaussian(domain, self.config)
         other._hold(law)
         return other

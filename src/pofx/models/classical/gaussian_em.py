@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pofx.distributions.gaussian import LOG_2PI, Gaussians, LogWeights, Moments, Normals, Prior, data_variance
 
-Components = TypeVar("Components", bound=Normals)
-
 _LEAST = -80.0  # e^-80 counts for nothing, and no smaller number reaches the products as a slow denormal
 
 
 @dataclass(frozen=True)
-class Mixture(Generic[Components]):
+class Mixture:
     """Σ_k exp(log_weight_k) N_k, one point on EM's path.
 
     Args:
@@ -25,7 +22,7 @@ class Mixture(Generic[Components]):
         objective: the same plus the prior's share a row, which EM never lowers.
     """
 
-    components: Components
+    components: Normals
     log_weight: LogWeights
     log_likelihood: float = -float("inf")
     objective: float = -float("inf")
@@ -36,14 +33,14 @@ class Mixture(Generic[Components]):
 
 
 def expectation_maximisation(
-    mixture: Mixture[Components],
+    mixture: Mixture,
     rows: int,
-    e_step: Callable[[Components, LogWeights], Moments],
+    e_step: Callable[[Normals, LogWeights], Moments],
     prior: Prior,
     *,
     steps: int,
     tolerance: float,
-) -> Iterator[Mixture[Components]]:
+) -> Iterator[Mixture]:
     """Alternate E and M; yield the mixture after each M-step, until a step gains less than `tolerance` nats a row."""
     components, last = mixture.components, mixture.objective
     moments = e_step(components, mixture.log_weight)

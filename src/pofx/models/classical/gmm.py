@@ -82,7 +82,7 @@ class GaussianMixture(Model, FullBatch):
             for path in others if scored else ():
                 yield from search.refine(shape, path)
 
-    def _hold(self, mixture: Mixture[Normals]) -> None:
+    def _hold(self, mixture: Mixture) -> None:
         self.log_weight, self.mu, self.spread = mixture.log_weight, mixture.components.mean, mixture.components.spread
 
     # -- asking ------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class _Training:
             return lambda components, log_weight: components.expect(self.x, log_weight)
         return QuadraticEStep(self.x, torch.float32 if self.config.precision == "float32" else torch.float64)
 
-    def learn(self, candidate: _Candidate) -> Iterator[Mixture[Normals]]:
+    def learn(self, candidate: _Candidate) -> Iterator[Mixture]:
         """EM from the best of several partitions of the rows."""
         n, k = len(self.x), candidate.components
         blank, part = _blank(candidate.shape, self.filled.mean(0), k), self._part(k)
@@ -272,7 +272,7 @@ class _Search:
         holdout: rows that score it; None: BIC does.
     """
 
-    def __init__(self, hold: Callable[[Mixture[Normals]], None], training: _Training, holdout: Tensor | None) -> None:
+    def __init__(self, hold: Callable[[Mixture], None], training: _Training, holdout: Tensor | None) -> None:
         self.hold, self.training, self.holdout = hold, training, holdout
         self.best, self.score = _Candidate("full", 0, 0.0), -math.inf
 
@@ -297,7 +297,7 @@ class _Search:
         if self.best.shape == shape:
             yield from self.walk([replace(self.best, prior_rows=rows) for rows in path], patience=1, above=self.score)
 
-    def _score(self, candidate: _Candidate, mixture: Mixture[Normals]) -> float:
+    def _score(self, candidate: _Candidate, mixture: Mixture) -> float:
         """Mean held-out nats a row, or -BIC / 2N."""
         if self.holdout is not None:
             return float(mixture.log_prob(self.holdout).mean())

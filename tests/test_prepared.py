@@ -18,6 +18,7 @@ from pofx.models.composed.completed import Completed, log_mean_exp_and_error
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.prepared import Prepared, mean_and_error
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
+from pofx.models.flows.realnvp import RealNVPConfig
 from pofx.types import Kind
 
 REAL = Variable("real", VariableKind.REAL)
@@ -270,6 +271,18 @@ def test_codes_out_of_range_have_no_density():
 
 
 # -- files -------------------------------------------------------------------------------------------
+
+
+def test_a_flow_comes_back_from_its_tensors_with_its_proposal():
+    domain = Domain((REAL, DIE, RAIN))
+    x = rows(domain)
+    x[::3, 0] = torch.nan
+    model = composed.assemble(RealNVPConfig(layers=2, width=8), domain, x, prepare(domain, x, "reals"))
+    model.initialise(x)
+    other = composed.blank(RealNVPConfig(layers=2, width=8), domain, None, True)
+    other.load_tensors(model.state_dict())
+    assert torch.equal(*(m.eval().log_prob(x, generator=generator()) for m in (model, other)))
+    assert (model.density, model.missing) == (Kind.BOUND, Kind.BOUND)
 
 
 @pytest.mark.parametrize("config", [GaussianConfig(), IndependentConfig()], ids=lambda c: type(c).__name__)

@@ -148,8 +148,9 @@ class Prepared(Model):
             return self._over(self.base.conditional(u), missing)
         u, log_weight = self._spread(evidence.expand(CELL_POINTS, -1))
         self._check_possible(u)
-        log_weight = log_weight + self.base.marginal(seen).log_prob(u[:, seen])
-        return self._over(MixtureOfModels([self.base.conditional(point) for point in u], log_weight), missing)
+        given = [self.base.conditional(point) for point in u]
+        likelihood = self.base.marginal(seen).log_prob(u[:, seen])
+        return self._over(MixtureOfModels(given, log_weight + likelihood), missing)
 
     def _check_possible(self, u: Tensor) -> None:
         if bool(u.isinf().any()):

@@ -1,7 +1,7 @@
 """Real NVP: a standard normal, bent by affine couplings."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -40,8 +40,13 @@ class RealNVP(Model):
     def __init__(self, domain: Domain, config: "RealNVPConfig", context: Domain | None = None) -> None:
         super().__init__(domain, context)
         self.shrink = config.shrink
-        self.whitening = Triangular(len(domain))
-        self.transform = Compose(*_couplings(len(domain), 0 if context is None else len(context), config), self.whitening)
+        couplings = _couplings(len(domain), 0 if context is None else len(context), config)
+        self.transform = Compose(*couplings, Triangular(len(domain)))
+
+    @property
+    def whitening(self) -> Triangular:
+        """The last part of T."""
+        return cast("Triangular", self.transform.parts[-1])
 
     def initialise(self, x: X, c: Context | None = None) -> None:
         """Start as the normal of the rows' mean and covariance."""

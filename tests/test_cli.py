@@ -1,5 +1,7 @@
 """The command line: each verb works on a file, and a mistake is one sentence and exit code 2."""
 
+import contextlib
+import io
 import subprocess
 import sys
 
@@ -8,15 +10,18 @@ import pandas as pd
 import pytest
 
 import pofx
+from pofx.cli.main import main
 
 
 def pofx_(*arguments, code=0):
-    """Run the command; its standard output, or its standard error when it is to fail."""
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pofx.cli.main", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == code, run.stderr
-    return run.stderr if code else run.stdout
+    """Run the command in this process; its standard output, or its standard error when it is to fail."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["pofx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert (stopped.value.code or 0) == code, err.getvalue()
+    return err.getvalue() if code else out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +119,20 @@ def test_a_mistake_is_one_sentence(arguments, fragment):
     assert len(error.strip().splitlines()) == 1
 
 
+def command(*arguments):
+    """Run the command as a process of its own."""
+    return subprocess.run([sys.executable, "-W", "error", "-m", "pofx.cli.main", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_process_of_its_own_exits_with_2_and_one_line():
+    run = command("fit", "nowhere.csv")
+    assert run.returncode == 2
+    assert run.stderr.startswith("pofx: ")
+    assert len(run.stderr.splitlines()) == 1
+
+
 def test_debug_shows_where():
-    assert "Traceback" in pofx_("--debug", "fit", "nowhere.csv", code=1)
+    assert "Traceback" in command("--debug", "fit", "nowhere.csv").stderr
 
 
 def test_rows_of_another_table_are_refused(folder):

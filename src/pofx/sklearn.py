@@ -5,7 +5,6 @@
 'gaussian'
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         budget: seconds after which learning keeps the best so far.
     """
 
-    def __init__(
-        self, family: str = "gaussian", *, options: Mapping[str, Any] | None = None, random_state: int = 0, budget: float | None = None
-    ) -> None:
+    # Any: scikit-learn's contract is that a constructor stores what it is given and `fit` judges it.
+    def __init__(self, family: Any = "gaussian", *, options: Any = None, random_state: Any = 0, budget: Any = None) -> None:  # noqa: ANN401
         self.family = family
         self.options = options
         self.random_state = random_state

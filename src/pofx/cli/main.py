@@ -263,10 +263,10 @@ def _plain(text: str) -> Any:  # noqa: ANN401
 
 
 def _write(table: Any, out: Path | None) -> None:  # noqa: ANN401
-    from pofx.data import write
+    from pofx.data import as_csv, write
 
     if out is None:
-        write(table, sys.stdout)
+        typer.echo(as_csv(table), nl=False)
     else:
         write(table, out)
         typer.echo(f"Wrote {out}", err=True)

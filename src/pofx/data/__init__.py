@@ -11,6 +11,7 @@ _PLACES = {
     "names_a_set": "catalogue",
     "Container": "containers",
     "DataSet": "builtin",
+    "as_csv": "writers",
     "check_training": "checks",
     "container_of": "containers",
     "decode": "containers",
@@ -25,6 +26,7 @@ __all__ = [
     "DATASETS",
     "Container",
     "DataSet",
+    "as_csv",
     "check_training",
     "container_of",
     "decode",
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from pofx.data.encoding import encode
     from pofx.data.inference import infer_domain
     from pofx.data.readers import read
-    from pofx.data.writers import write
+    from pofx.data.writers import as_csv, write
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -1,27 +1,32 @@
 """Tables and arrays to files: CSV, Parquet, NPY, by the name's ending."""
 
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from pofx.errors import DataError
 
 
-def write(table: Any, target: Path | IO[str]) -> None:  # noqa: ANN401
-    """Write rows to a file, or as CSV to an open stream.
+def write(table: Any, path: Path) -> None:  # noqa: ANN401
+    """Write rows to a file.
 
     Raises:
         DataError: the ending is none of .csv, .csv.gz, .tsv, .parquet, .npy.
     """
-    if isinstance(target, Path) and target.suffix == ".npy":
-        np.save(target, np.asarray(table), allow_pickle=False)
-    elif isinstance(target, Path) and target.suffix == ".parquet":
-        _frame(table).to_parquet(target, index=False)
-    elif not isinstance(target, Path) or target.name.endswith((".csv", ".csv.gz", ".tsv")):
-        _frame(table).to_csv(target, index=False, sep="\t" if isinstance(target, Path) and target.suffix == ".tsv" else ",")
+    if path.suffix == ".npy":
+        np.save(path, np.asarray(table), allow_pickle=False)
+    elif path.suffix == ".parquet":
+        _frame(table).to_parquet(path, index=False)
+    elif path.name.endswith((".csv", ".csv.gz", ".tsv")):
+        _frame(table).to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
     else:
-        raise DataError(f"{target} has an unknown ending: use .csv, .csv.gz, .tsv, .parquet or .npy")
+        raise DataError(f"{path} has an unknown ending: use .csv, .csv.gz, .tsv, .parquet or .npy")
+
+
+def as_csv(table: Any) -> str:  # noqa: ANN401
+    """Rows as the text of a CSV file."""
+    return str(_frame(table).to_csv(index=False))
 
 
 def _frame(table: Any) -> Any:  # noqa: ANN401

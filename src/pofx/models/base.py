@@ -11,7 +11,7 @@ Tensors are flat: x is (..., D) whatever `domain.shape` says; a family for image
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,7 @@ from pofx.domain import Domain
 from pofx.errors import DataError, FileError, OptionError, Unavailable
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(max_length=64)]  # of hidden layers
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
@@ -224,10 +225,13 @@ class Model(nn.Module, abc.ABC):
         leaf = name.rpartition(".")[2]
         holder = self.get_submodule(name.rpartition(".")[0])
         free = leaf in getattr(holder, "grows", frozenset())
-        if new.dtype != own.dtype or (new.ndim != own.ndim if free else new.shape != own.shape):
+        # Weights have the precision they were learned in, whatever torch's default is here and now.
+        alike = new.dtype == own.dtype or (new.is_floating_point() and own.is_floating_point())
+        if not alike or (new.ndim != own.ndim if free else new.shape != own.shape):
             raise FileError(f"tensor {name!r}: expected {own.dtype} {tuple(own.shape)}, got {new.dtype} {tuple(new.shape)}")
-        if free:
-            setattr(holder, leaf, nn.Parameter(new) if isinstance(getattr(holder, leaf), nn.Parameter) else new)
+        if free or new.dtype != own.dtype:
+            old = getattr(holder, leaf)
+            setattr(holder, leaf, nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new)
         else:
             with torch.no_grad():
                 own.copy_(new)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.domain import Domain
-from pofx.models.base import GradientConfig, Model, Takes, labelled
+from pofx.models.base import GradientConfig, Model, Takes, Widths, labelled
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative
 from pofx.models.latent.inference import GaussianEncoder, Inference, log_terms, proposed_terms
@@ -193,7 +193,13 @@ class VAEConfig(GradientConfig):
     takes = Takes.DISCRETE
     conditional = True
     model = VAE
-    cites = ("kingma2014vae",)
+    cites = (
+        "@inproceedings{kingma2014auto, title={Auto-encoding variational {B}ayes}, author={Kingma, Diederik P. and Welling, Max}, "
+        "booktitle={International Conference on Learning Representations}, year={2014}}",
+        "@inproceedings{burda2016importance, title={Importance weighted autoencoders}, "
+        "author={Burda, Yuri and Grosse, Roger and Salakhutdinov, Ruslan}, "
+        "booktitle={International Conference on Learning Representations}, year={2016}}",
+    )
     space: ClassVar = {
         "latents": (2, 4, 8, 16, 32),
         "widths": ((64,), (64, 64), (256, 256), (512, 512)),
@@ -201,8 +207,8 @@ class VAEConfig(GradientConfig):
         "learning_rate": (3e-4, 1e-3, 3e-3),
     }
 
-    latents: int | None = Field(None, ge=1, description="width of z; None: 2 sqrt(D)")
-    widths: tuple[int, ...] = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
+    latents: int | None = Field(None, ge=1, le=2**14, description="width of z; None: 2 sqrt(D)")
+    widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     objective: Literal["elbo", "iwae"] = Field("elbo", description="the bound that is learned by")
     loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")

@@ -52,11 +52,15 @@ class Law(abc.ABC):
 
     def log_prob(self, parameters: Parameters, x: Values) -> Values:
         """log p(x), 0 where x is NaN, -inf outside the support."""
-        if free_to_ask(x) and x.sum().isfinite():  # a NaN would reach the sum
+        if free_to_ask(x) and math.isfinite(x.sum().item()):  # a NaN would reach the sum
             return self._log_prob(parameters, x)
         seen = ~x.isnan()
         # An in-support stand-in first, then select: NaN or inf in the branch not taken would poison gradients.
         return torch.where(seen, self._log_prob(parameters, torch.where(seen, x, self.stand_in)), 0.0)
+
+    def log_prob_inside(self, parameters: Parameters, x: Values) -> Values:
+        """log p(x) of values known to lie inside the support, none missing: nothing is asked."""
+        return self._log_prob(parameters, x)
 
     @property
     @abc.abstractmethod

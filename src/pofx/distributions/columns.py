@@ -48,11 +48,17 @@ class Columns:
         # None: the groups follow each other as the variables do, and nothing needs to be put back in order.
         self._restore = None if order == list(range(len(order))) else torch.tensor(order).argsort()
 
-    def log_prob(self, parameters: RowParameters, x: Rows) -> Rows:
-        """log p_d(x_d), one number a variable, 0 at NaN; batch dimensions broadcast."""
+    def log_prob(self, parameters: RowParameters, x: Rows, *, inside: bool = False) -> Rows:
+        """log p_d(x_d), one number a variable, 0 at NaN; batch dimensions broadcast.
+
+        Args:
+            parameters: (*batch, width).
+            x: rows.
+            inside: whether every value is known to lie inside its law's support, and none is missing: nothing is asked then.
+        """
         if len(self._groups) == 1:
-            return self._groups[0].law.log_prob(self._own(self._groups[0], parameters), x)
-        return self._joined([g.law.log_prob(self._own(g, parameters), x[..., g.where]) for g in self._groups])
+            return _log_prob(self._groups[0].law, self._own(self._groups[0], parameters), x, inside)
+        return self._joined([_log_prob(g.law, self._own(g, parameters), x[..., g.where], inside) for g in self._groups])
 
     def sample(self, parameters: RowParameters, *, generator: Generator = None) -> Rows:
         """One draw per parameter vector."""
@@ -107,3 +113,7 @@ def _quickest(at: list[int]) -> slice | Tensor:
     """A slice (a view) where the variables stand side by side."""
     neighbours = at == list(range(at[0], at[0] + len(at)))
     return slice(at[0], at[0] + len(at)) if neighbours else torch.tensor(at)
+
+
+def _log_prob(law: Law, parameters: Tensor, x: Tensor, inside: bool) -> Tensor:
+    return law.log_prob_inside(parameters, x) if inside else law.log_prob(parameters, x)

@@ -44,13 +44,16 @@ class Bernoulli(Law):
     continuous = False
     support = (0.0, 1.0)
 
-    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
+    def log_prob_inside(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
         a = parameters.squeeze(-1)  # unlike an index, its gradient is a view
-        log_p = x * a - functional.softplus(a)
-        gap = (x * x - x).abs()  # 0 at 0 and 1
-        if free_to_ask(gap) and gap.sum() == 0:
+        return (x * a).sub_(functional.softplus(a))
+
+    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
+        log_p = self.log_prob_inside(parameters, x)
+        off = torch.addcmul(x, x, x, value=-1).flatten()  # x - x^2: 0 at 0 and 1
+        if free_to_ask(off) and torch.dot(off, off).item() == 0:
             return log_p
-        return torch.where(gap == 0, log_p, -torch.inf)
+        return torch.where((x == 0) | (x == 1), log_p, -torch.inf)
 
     def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
         return torch.bernoulli(parameters[..., 0].sigmoid(), generator=generator)

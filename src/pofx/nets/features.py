@@ -56,8 +56,8 @@ class Features(nn.Module):
         """The columns a network is fed with, in the dtype of x."""
         # Indexing and isnan would cost more than all the rest of a step's inputs: without need, neither is done.
         numbers = x if len(self.numbers) == x.shape[-1] else x[..., self.numbers]
-        standard = (numbers - self.mean.to(x.dtype)) / self.scale.to(x.dtype)
-        parts = [standard.nan_to_num(0.0, math.inf, -math.inf)]
+        standard = (numbers - self.mean.to(x.dtype)).div_(self.scale.to(x.dtype))
+        parts = [standard.nan_to_num_(0.0, math.inf, -math.inf)]
         if len(self.variable_of):
             parts.append((x[..., self.variable_of] == self.code_of.to(x.dtype)).to(x.dtype))
         if self.mask:

@@ -7,7 +7,8 @@ whatever q it came from.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -16,24 +17,41 @@ from torch import Tensor
 from pofx.types import Nats
 
 LogWeights = Float[Tensor, "K N"]
+Levels = tuple[Tensor, ...]
+Divergences = tuple[Tensor | None, ...]
 
 
-class LogTerms(NamedTuple):
-    """What K draws for each of N rows say.
+class LogTerms:
+    """What K draws for each of N rows say; one entry for each level of the latents.
+
+    The densities are computed when first read: an ELBO whose KL has a closed form never does.
 
     Args:
-        log_likelihood: log p(x | z), (K, N).
-        log_prior: log p(z) of each level, (K, N).
-        log_q: log q(z | x) of each level, (K, N).
-        kl: KL(q(z | x) || p(z)) of each level, (N,), or None where it has no closed form.
         latents: z of each level, (K, N, L).
+        log_likelihood: log p(x | z), (K, N).
+        log_prior: gives log p(z) of each level, (K, N).
+        log_q: gives log q(z | x) of each level, (K, N).
+        kl: KL(q(z | x) || p(z)) of each level, (N,), or None where it has no closed form.
     """
 
-    log_likelihood: Tensor
-    log_prior: tuple[Tensor, ...]
-    log_q: tuple[Tensor, ...]
-    kl: tuple[Tensor | None, ...]
-    latents: tuple[Tensor, ...]
+    def __init__(
+        self, latents: Levels, log_likelihood: Tensor, log_prior: Callable[[], Levels], log_q: Callable[[], Levels], kl: Divergences
+    ) -> None:
+        self.latents = latents
+        self.log_likelihood = log_likelihood
+        self.kl = kl
+        self._log_prior = log_prior
+        self._log_q = log_q
+
+    @cached_property
+    def log_prior(self) -> Levels:
+        """log p(z)."""
+        return self._log_prior()
+
+    @cached_property
+    def log_q(self) -> Levels:
+        """log q(z | x)."""
+        return self._log_q()
 
 
 def log_weights(terms: LogTerms) -> LogWeights:
@@ -51,9 +69,10 @@ def elbo(terms: LogTerms) -> Nats:
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, arXiv:1312.6114.
     """
-    bound = terms.log_likelihood.mean(0)
-    for log_p, log_q, kl in zip(terms.log_prior, terms.log_q, terms.kl, strict=True):
-        bound = bound - ((log_q - log_p).mean(0) if kl is None else kl)
+    likelihood = terms.log_likelihood
+    bound = likelihood.squeeze(0) if len(likelihood) == 1 else likelihood.mean(0)
+    for level, kl in enumerate(terms.kl):
+        bound = bound - ((terms.log_q[level] - terms.log_prior[level]).mean(0) if kl is None else kl)
     return bound
 
 

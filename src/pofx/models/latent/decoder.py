@@ -53,6 +53,7 @@ class Heads(nn.Module):
         self.columns = columns
         self.tilts = tilts
         self._blocks = _blocks(columns, tilts)
+        self._tilted = any(block.tilted for block in self._blocks)
         self.bias = nn.Parameter(torch.zeros(columns.width))
         self.weight = nn.Parameter(torch.zeros(sum(b.size for b in self._blocks), inputs))
         for i, block in enumerate(self._blocks):
@@ -66,7 +67,7 @@ class Heads(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(*batch, inputs) -> (*batch, width of the columns)."""
-        if not any(b.tilted for b in self._blocks):
+        if not self._tilted:
             return functional.linear(h, self.weight, self.bias)
         outputs = functional.linear(h, self.weight).split([b.size for b in self._blocks], dim=-1)
         return torch.cat([self._tilt(i, o) for i, o in enumerate(outputs)], dim=-1) + self.bias
@@ -111,7 +112,8 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         inputs = latents + context
-        self.trunk = hidden(inputs, widths, dropout)
+        layers = [*MLP(inputs, widths[-1], widths[:-1], zero_last=False, dropout=dropout), *activation(dropout)] if widths else []
+        self.trunk = nn.Sequential(*layers)
         self.heads = Heads(columns, widths[-1] if widths else inputs, tilts)
 
     @property
@@ -121,7 +123,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """The parameters of the laws, (*batch, P), for z (*batch, L) and conditions c (..., C)."""
-        return self.heads(self.trunk(conditioned(z, c)))
+        v = conditioned(z, c)
+        # As one matrix: on more dimensions every linear map would fold and unfold, and so would its gradient.
+        parameters: Tensor = self.heads(self.trunk(v.reshape(-1, v.shape[-1])))
+        return parameters.view(*v.shape[:-1], -1)
 
     def marginal(self, keep: Sequence[int]) -> "Decoder":
         """The same network with the heads of some variables."""
@@ -131,12 +136,9 @@ class Decoder(nn.Module):
         return part
 
 
-def hidden(inputs: int, widths: tuple[int, ...], dropout: float = 0.0) -> nn.Module:
-    """The hidden layers alone: an activation after every one of them; the identity when there are none."""
-    if not widths:
-        return nn.Identity()
-    layers = MLP(inputs, widths[-1], widths[:-1], zero_last=False, dropout=dropout)
-    return nn.Sequential(*layers, nn.SiLU(), *([nn.Dropout(dropout)] if dropout else []))
+def activation(dropout: float) -> list[nn.Module]:
+    """What follows a hidden linear map."""
+    return [nn.SiLU(), nn.Dropout(dropout)] if dropout else [nn.SiLU()]
 
 
 def conditioned(v: Tensor, c: Tensor | None) -> Tensor:

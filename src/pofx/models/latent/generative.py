@@ -28,9 +28,16 @@ class Generative(nn.Module):
         """log p of each level, of the batch shape of z."""
         return (self.prior.log_prob(latents[0]),)
 
-    def log_likelihood(self, latents: tuple[Tensor, ...], x: Tensor, c: Tensor | None = None) -> Tensor:
-        """log p(x | z, c) for z (K, N, L), x (N, D), conditions c (N, C): (K, N). NaN cells count factor 1."""
-        return self.decoder.columns.log_prob(self.parameters_at(latents, c), x).sum(-1)
+    def log_likelihood(self, latents: tuple[Tensor, ...], x: Tensor, c: Tensor | None = None, *, inside: bool = False) -> Tensor:
+        """log p(x | z, c) for z (K, N, L), x (N, D), conditions c (N, C): (K, N). NaN cells count factor 1.
+
+        Args:
+            latents: z.
+            x: rows.
+            c: their conditions.
+            inside: whether x is known to be whole and inside the support; see `Columns.log_prob`.
+        """
+        return self.decoder.columns.log_prob(self.parameters_at(latents, c), x, inside=inside).sum(-1)
 
     def parameters_at(self, latents: tuple[Tensor, ...], c: Tensor | None = None) -> Tensor:
         """The parameters of the laws of x, (*batch, P)."""

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pofx.domain import Domain
-from pofx.models.latent.decoder import conditioned, hidden
+from pofx.models.latent.decoder import activation, conditioned
 from pofx.models.latent.generative import Generative
 from pofx.nets.features import Features
-from pofx.objectives.elbo import LogTerms
+from pofx.nets.mlp import MLP
+from pofx.objectives.elbo import Divergences, Levels, LogTerms
 from pofx.types import Generator
 
 FARTHEST = 3.0  # standard deviations from the mean at which the encoder sees a number at most
@@ -24,13 +25,13 @@ class Draws(NamedTuple):
 
     Args:
         latents: z, (K, N, L).
-        log_q: log q(z | x), (K, N).
+        log_q: gives log q(z | x), (K, N).
         kl: KL(q(z | x) || p(z)) in closed form, (N,), or None.
     """
 
-    latents: tuple[Tensor, ...]
-    log_q: tuple[Tensor, ...]
-    kl: tuple[Tensor | None, ...]
+    latents: Levels
+    log_q: Callable[[], Levels]
+    kl: Divergences
 
 
 class Inference(nn.Module, abc.ABC):
@@ -71,7 +72,7 @@ class GaussianEncoder(Inference):
         domain: what x is.
         latents: L.
         context: width of c.
-        widths: hidden widths; () makes m and the raw s affine in the features.
+        widths: hidden widths; () makes m and log s affine in the features.
         dropout: share of hidden units dropped while training.
     """
 
@@ -81,10 +82,14 @@ class GaussianEncoder(Inference):
         self, domain: Domain, latents: int, *, context: int = 0, widths: tuple[int, ...] = (256, 256), dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.features = Features(domain, mask=False)
+        self.features = Features(domain, mask=False).to(torch.get_default_dtype())
         self.size = len(domain)
-        self.inlet = Inlet(self.features.width + context, len(domain), (*widths, 2 * latents)[0])
-        self.rest = nn.Identity() if not widths else _after_inlet(widths, 2 * latents, dropout)
+        self.inlet = Inlet(self.features.width + context, (*widths, 2 * latents)[0], len(domain))
+        self.rest = (
+            nn.Sequential(*activation(dropout), *MLP(widths[0], 2 * latents, widths[1:], zero_last=False, dropout=dropout))
+            if widths
+            else nn.Sequential()
+        )
         self.register_buffer("at", None, persistent=False)  # of a marginal: where its variables stand
 
     def initialise(self, x: Tensor) -> None:
@@ -95,36 +100,40 @@ class GaussianEncoder(Inference):
 
     def draw(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
         """z = m + s eps with eps ~ N(0, I), and the prior's closed form of the KL where it has one."""
-        m, s = self.mean_and_scale(x, c)
+        m, log_s = self.mean_and_log_scale(x, c)
         eps = torch.randn(draws, *m.shape, generator=generator, dtype=m.dtype, device=m.device)
-        log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - s.log().sum(-1)
-        return Draws((m + s * eps,), (log_q,), (model.prior.kl_from(m, s),))
+        s = log_s.exp()
+        z = torch.addcmul(m, s, eps)
+        return Draws((z,), lambda: (_log_normal(eps, log_s),), (model.prior.kl_from(m, s, log_s),))
 
     def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
         """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
-        u = 1 - (~x.isnan()).sum(-1) / self.size
-        if not bool(u.any()):
+        half_u = 0.5 - 0.5 * (~x.isnan()).sum(-1) / self.size
+        if not bool(half_u.any()):
             return self.draw(model, x, c, draws, generator=generator)
-        m, s = self.mean_and_scale(x, c)
-        shape = (draws, len(x))
+        m, log_s = self.mean_and_log_scale(x, c)
+        s, shape = log_s.exp(), (draws, len(x))
         eps = torch.randn(*shape, m.shape[-1], generator=generator, dtype=m.dtype, device=m.device)
         (prior,) = model.draw_latents(shape, like=m, generator=generator)
-        from_prior = torch.rand(shape, generator=generator, dtype=m.dtype, device=m.device) < u / 2
+        from_prior = torch.rand(shape, generator=generator, dtype=m.dtype, device=m.device) < half_u
         z = torch.where(from_prior[..., None], prior, m + s * eps)
-        log_q = -0.5 * (((z - m) / s).square() + math.log(2 * math.pi)).sum(-1) - s.log().sum(-1)
-        log_q = torch.logaddexp((1 - u / 2).log() + log_q, (u / 2).log() + model.log_prior((z,))[0])
-        return Draws((z,), (log_q,), (None,))
+
+        def log_q() -> Levels:
+            (prior_at,) = model.log_prior((z,))
+            return (torch.logaddexp(torch.log1p(-half_u) + _log_normal((z - m) / s, log_s), half_u.log() + prior_at),)
+
+        return Draws((z,), log_q, (None,))
 
     def mean(self, x: Tensor, c: Tensor | None) -> Tensor:
         """m."""
-        return self.mean_and_scale(x, c)[0]
+        return self.mean_and_log_scale(x, c)[0]
 
-    def mean_and_scale(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """m and s, (N, L) each. s = softplus(raw) is 1 at raw = log(e - 1), where an untrained network begins."""
+    def mean_and_log_scale(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """m and log s, (N, L) each."""
         x = self._whole(x)
-        f = self.features(x).clamp(-FARTHEST, FARTHEST)
-        m, raw = self.rest(self.inlet(conditioned(f, c), x)).chunk(2, dim=-1)
-        return m, functional.softplus(raw + math.log(math.e - 1)) + 1e-4
+        f = self.features(x).clamp_(-FARTHEST, FARTHEST)
+        m, log_s = self.rest(self.inlet(conditioned(f, c), x)).chunk(2, dim=-1)
+        return m, log_s
 
     def marginal(self, keep: Sequence[int]) -> "GaussianEncoder":
         """The encoder fed with NaN for every variable but those."""
@@ -139,54 +148,70 @@ class GaussianEncoder(Inference):
         return x if self.at is None else x.new_full((len(x), self.size), torch.nan).index_copy(1, self.at, x)
 
 
-class Inlet(nn.Module):
-    """W f(x) + U [x is missing] + b: the first layer. U has no columns until missing cells are expected.
+class Inlet(nn.Linear):
+    """W f(x) + b + U [x is missing]: a first layer. U has no columns until missing cells are expected.
 
     Args:
         features: width of f.
-        variables: how many cells x has.
         outputs: width of the result.
+        variables: how many cells x has.
     """
 
     grows = frozenset({"missing"})
 
-    def __init__(self, features: int, variables: int, outputs: int) -> None:
-        super().__init__()
-        self.observed = nn.Linear(features, outputs)
+    def __init__(self, features: int, outputs: int, variables: int) -> None:
+        super().__init__(features, outputs)
         self.variables = variables
         self.missing = nn.Parameter(torch.zeros(outputs, 0), requires_grad=False)
 
     def expect_missing(self) -> None:
         """Make room for U, at zero."""
         if not self.missing.shape[1]:
-            self.missing = nn.Parameter(self.missing.new_zeros(len(self.missing), self.variables))
+            self.missing = nn.Parameter(self.missing.new_zeros(self.out_features, self.variables))
 
-    def forward(self, f: Tensor, x: Tensor) -> Tensor:
+    def forward(self, f: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         """(N, features) and (N, variables) -> (N, outputs)."""
-        h: Tensor = self.observed(f)
-        return functional.linear(x.isnan().to(h), self.missing).add(h) if self.missing.shape[1] else h
+        h = functional.linear(f, self.weight, self.bias)
+        return h + functional.linear(x.isnan().to(h), self.missing) if self.missing.shape[1] else h
 
 
 def log_terms(
-    model: Generative, inference: Inference, x: Tensor, c: Tensor | None = None, draws: int = 1, *, generator: Generator = None
+    model: Generative,
+    inference: Inference,
+    x: Tensor,
+    c: Tensor | None = None,
+    draws: int = 1,
+    *,
+    generator: Generator = None,
+    inside: bool = False,
 ) -> LogTerms:
-    """The table of log-terms for learning: K differentiable draws for each of the rows x (N, D)."""
-    return _table(model, inference.draw(model, x, c, draws, generator=generator), x, c)
+    """The table of log-terms for learning: K differentiable draws for each of the rows x (N, D).
+
+    Args:
+        model: prior and decoder.
+        inference: q.
+        x: rows.
+        c: their conditions.
+        draws: K.
+        generator: of the draws.
+        inside: whether x is known to be whole and inside the support.
+    """
+    drawn = inference.draw(model, x, c, draws, generator=generator)
+    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c, inside=inside))
 
 
 def proposed_terms(
     model: Generative, inference: Inference, x: Tensor, c: Tensor | None = None, draws: int = 1, *, generator: Generator = None
 ) -> LogTerms:
     """The table of log-terms for answering: K independent proposals for each of the rows x (N, D)."""
-    return _table(model, inference.propose(model, x, c, draws, generator=generator), x, c)
+    drawn = inference.propose(model, x, c, draws, generator=generator)
+    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c))
 
 
-def _table(model: Generative, drawn: Draws, x: Tensor, c: Tensor | None) -> LogTerms:
-    likelihood, prior = model.log_likelihood(drawn.latents, x, c), model.log_prior(drawn.latents)
-    return LogTerms(likelihood, prior, drawn.log_q, drawn.kl, drawn.latents)
+def _table(model: Generative, drawn: Draws, likelihood: Tensor) -> LogTerms:
+    return LogTerms(drawn.latents, likelihood, lambda: model.log_prior(drawn.latents), drawn.log_q, drawn.kl)
 
 
-def _after_inlet(widths: tuple[int, ...], outputs: int, dropout: float) -> nn.Module:
-    activation = [nn.SiLU(), *([nn.Dropout(dropout)] if dropout else [])]
-    last = nn.Linear(widths[-1], outputs)
-    return nn.Sequential(*activation, hidden(widths[0], widths[1:], dropout), last)
+def _log_normal(eps: Tensor, log_s: Tensor) -> Tensor:
+    """log N(m + s eps; m, diag s^2)."""
+    return -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_s.sum(-1)

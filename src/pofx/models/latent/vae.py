@@ -66,18 +66,23 @@ class VAE(Model):
         self.draws = draws
         self.objective = objective
         self.loss_draws = loss_draws
+        self._inside = False  # whether the rows that learning sees are known to be whole and inside the support
 
     # -- learning ----------------------------------------------------------------------------------
 
     def initialise(self, x: X, c: Context | None = None) -> None:
         """Scale the inputs, fit each law alone: learning begins at the independent model."""
-        self.generative.decoder.heads.initialise(x)
+        heads = self.generative.decoder.heads
+        heads.initialise(x)
         self.inference.initialise(x)
+        log_p = torch.cat([heads.columns.log_prob(heads.bias.detach(), rows.to(heads.bias)) for rows in x.split(self.rows_at_once)])
+        self._inside = bool(log_p.isfinite().all()) and not bool(x.isnan().any())
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
         """-ELBO, or the negative importance-weighted bound: both lie above -log p(x)."""
         x, c = self._inputs(x, c)
-        terms = log_terms(self.generative, self.inference, x, c, self.loss_draws, generator=generator)
+        inside = self._inside and self.training
+        terms = log_terms(self.generative, self.inference, x, c, self.loss_draws, generator=generator, inside=inside)
         return -(elbo(terms) if self.objective == "elbo" else iwae(log_weights(terms)))
 
     # -- density -----------------------------------------------------------------------------------

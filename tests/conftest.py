@@ -1,7 +1,12 @@
 """Every test runs in float64, from a fixed seed, and leaves torch's globals as it found them."""
 
-import pytest
-import torch
+import os
+
+# Workers and the processes that tests start share two cores: a thread each is quickest. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

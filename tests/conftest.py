@@ -5,8 +5,8 @@ import os
 # Workers and the processes that tests start share two cores: a thread each is quickest. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pofx.types import Answer, Kind
 
 @pytest.fixture(scope="module")
 def penguins():
-    return pofx.fit("penguins", "latent_class", components=3, seed=1)
+    return pofx.fit("penguins", "latent_class", components=6, seed=1)
 
 
 @pytest.fixture(scope="module")

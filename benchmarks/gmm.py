@@ -36,9 +36,7 @@ def rows(n):
 
 
 def ours(x, precision, seed):
-    config = GaussianMixtureConfig(
-        components=K, covariance="full", prior_rows=0.0, steps=ITERATIONS, tolerance=0.0, precision=precision
-    )
+    config = GaussianMixtureConfig(components=K, covariance="full", prior_rows=0.0, steps=ITERATIONS, tolerance=0.0, precision=precision)
     model = config.build(Domain.real(D))
     start = time.process_time()
     taken = sum(1 for _ in model.steps(x, generator=torch.Generator().manual_seed(seed)))

@@ -68,7 +68,7 @@ class Model(nn.Module, abc.ABC):
 
     # -- every family ------------------------------------------------------------------------------
 
-    def log_prob(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
+    def log_prob(self, x: X, c: Tensor | None = None, *, generator: Generator = None) -> Nats:
         """log p(x | c) of each row, of the kind `density`; NaN entries are marginalised where the family can.
 
         Args:
@@ -82,7 +82,7 @@ class Model(nn.Module, abc.ABC):
         """
         return self.log_prob_and_error(x, c, generator=generator)[0]
 
-    def log_prob_and_error(self, x: X, c: Context | None = None, *, generator: Generator = None) -> tuple[Nats, Nats]:
+    def log_prob_and_error(self, x: X, c: Tensor | None = None, *, generator: Generator = None) -> tuple[Nats, Nats]:
         """log p(x | c) and the standard error of each number (0 where nothing is drawn)."""
         rows, c_rows = self._checked(x, c)
         if not len(rows):
@@ -238,7 +238,7 @@ class Model(nn.Module, abc.ABC):
 
     # -- checks ------------------------------------------------------------------------------------
 
-    def _checked(self, x: X, c: Context | None, *, allow_missing: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, x: X, c: Tensor | None, *, allow_missing: bool = False) -> tuple[Tensor, Tensor | None]:
         """Rows (N, D) and conditions (N, C)."""
         if x.ndim == 0 or x.shape[-1] != len(self.domain):
             raise DataError(f"{type(self).__name__} is over {len(self.domain)} variables, got x of shape {tuple(x.shape)}")
@@ -253,7 +253,7 @@ class Model(nn.Module, abc.ABC):
         rows = x.reshape(-1, x.shape[-1])
         return rows, None if c is None else c.expand(*x.shape[:-1], c.shape[-1]).reshape(len(rows), c.shape[-1])
 
-    def _check_context(self, c: Context | None) -> None:
+    def _check_context(self, c: Tensor | None) -> None:
         expected = 0 if self.context is None else len(self.context)
         got = 0 if c is None else c.shape[-1]
         if expected != got:

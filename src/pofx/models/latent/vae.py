@@ -219,7 +219,9 @@ class VAEConfig(GradientConfig):
     loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
+    learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
+    patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
     def build(self, domain: Domain, context: Domain | None = None) -> VAE:

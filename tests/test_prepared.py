@@ -11,9 +11,9 @@ from pofx.data.preparation import prepare
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import FileError, Unavailable
 from pofx.models import composed
-from pofx.models.base import FamilyConfig, Model, Takes
+from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.models.classical.gaussian import GaussianConfig
-from pofx.models.classical.independent import IndependentConfig
+from pofx.models.classical.independent import Independent, IndependentConfig
 from pofx.models.composed.completed import Completed, log_mean_exp_and_error
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.prepared import Prepared, mean_and_error
@@ -303,9 +303,58 @@ def test_a_skeleton_needs_no_storage():
     assert all(t.is_meta for t in model.state_dict().values())
 
 
+E, S, N = Kind.EXACT, Kind.ESTIMATE, Kind.NONE
+
+
+@pytest.mark.parametrize(
+    ("config", "variables", "kinds"),
+    [  # marginal, conditional, mean, mode, impute, complete, encode, decode
+        (GaussianConfig(), (REAL, OTHER), (E, E, E, E, E, E, E, E)),
+        (GaussianConfig(), (REAL, WEIGHT), (E, E, N, N, S, E, E, E)),
+        (GaussianConfig(), (REAL, DIE), (E, S, N, S, S, S, E, E)),
+        (RealNVPConfig(layers=2), (REAL, OTHER), (N, N, N, N, S, S, E, E)),
+        (RealNVPConfig(layers=2), (REAL, DIE), (N, N, N, N, S, S, E, E)),
+        (IndependentConfig(), (REAL, DIE), (E, E, E, E, E, E, N, N)),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", "") if isinstance(value, FamilyConfig) else None,
+)
+def test_every_question_says_what_the_maps_leave_of_it(config, variables, kinds):
+    domain = Domain(variables)
+    x = rows(domain)
+    model = composed.assemble(config, domain, x, prepare(domain, x, config.takes))
+    if isinstance(model, FullBatch):
+        list(model.steps(x))
+    else:
+        model.initialise(x)
+    evidence = torch.tensor([float(x[0, 0]), math.nan])
+    questions = {
+        "marginal": lambda: model.marginal([0]),
+        "conditional": lambda: model.conditional(evidence),
+        "mean": model.mean,
+        "mode": model.mode,
+        "impute": lambda: model.impute(evidence, generator=generator()),
+        "complete": lambda: model.complete(evidence, generator=generator()),
+        "encode": lambda: model.encode(x[:2]),
+        "decode": lambda: model.decode(torch.zeros(2, 2)),
+    }
+    for (question, ask), kind in zip(questions.items(), kinds, strict=True):
+        assert model.answers(question) is kind, question
+        if kind is Kind.NONE:
+            with pytest.raises(Unavailable, match=model.noun):
+                ask()
+        else:
+            ask()
+
+
+def test_a_mode_with_every_bent_variable_observed_is_exact():
+    model, _ = learned(REAL, WEIGHT)
+    assert model.answers("mode", seen=[1]) is Kind.EXACT
+    assert model.answers("mode", seen=[0]) is Kind.NONE
+
+
 def test_a_family_that_takes_everything_stands_alone():
     model = composed.blank(IndependentConfig(), Domain((REAL, DIE)))
-    assert type(model) is IndependentConfig.model
+    assert type(model) is Independent
 
 
 class Rigid(Model):
@@ -324,9 +373,9 @@ class Rigid(Model):
 
 
 class RigidConfig(FamilyConfig):
-    model = Rigid
+    conditional = True
 
-    def build(self, domain, context=None):
+    def _build(self, domain, context=None):
         return Rigid(domain, context)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pofx.ask import files
 from pofx.ask.evidence import point
 from pofx.ask.origin import Origin
-from pofx.ask.questions import QUESTIONS, kind_of
+from pofx.ask.questions import kinds
 from pofx.data import Container, container_of, decode, encode, read
 from pofx.domain import Domain
 from pofx.errors import OptionError
@@ -68,9 +68,7 @@ class PofX:
     @property
     def questions(self) -> dict[str, Kind]:
         """Each question and what its answer is; `Kind.NONE` where p refuses it."""
-        family = self.origin.config.model if self.origin else self.model
-        answers = {question: kind_of(family, question) for question in QUESTIONS}
-        return answers | {"log_prob": self.model.density, "missing cells": self.model.missing, "sample": self.model.sampling}
+        return kinds(self.model)
 
     # -- numbers -----------------------------------------------------------------------------------
 
@@ -128,7 +126,7 @@ class PofX:
         Raises:
             Unavailable: the family has no closed form; `expectation` estimates it.
         """
-        return Answer(_numpy(self.model.mean()), kind_of(self.model, "mean"))
+        return Answer(_numpy(self.model.mean()), self.model.answers("mean"))
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -164,9 +162,10 @@ class PofX:
 
     def mode(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> Answer:  # noqa: ANN401
         """A most probable row, the evidence kept; the label says how far to trust the maximum."""
-        x = self.model.mode(self._on_device(point(self.domain, {**(evidence or {}), **named})))
+        known = self._on_device(point(self.domain, {**(evidence or {}), **named}))
+        x, seen = self.model.mode(known), (~known.isnan()).nonzero().flatten().tolist()
         row = decode(x[None].cpu(), self.domain, self.container)
-        return Answer(row, kind_of(self.model, "mode"), None, f"log p = {float(self._log_prob(x)):.4f} nats there")
+        return Answer(row, self.model.answers("mode", seen), None, f"log p = {float(self._log_prob(x)):.4f} nats there")
 
     def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401
         """The code z of each row, shape (N, L)."""
@@ -204,7 +203,7 @@ class PofX:
         files.save(path, self.model, origin, self.container, self.seed)
 
     def __repr__(self) -> str:
-        who = self.origin.family if self.origin else type(self.model).__name__
+        who = self.origin.family if self.origin else self.model.noun
         columns = ", ".join(self.domain.names[:6]) + (", ..." if len(self.domain) > 6 else "")
         how = f"; {self.approximation}" if self.approximation else ""
         return f"PofX({who} over {len(self.domain)} variables: {columns}; log_prob: {self.model.density}{how})"

@@ -1,6 +1,8 @@
-"""The table family × question, read off the classes; and one family's options, read off its config."""
+"""The table family × question, as a model on real columns answers; and one family's options, read off its config."""
 
-from pofx.ask.questions import QUESTIONS, kind_of
+from pofx.ask.questions import QUESTIONS, kinds
+from pofx.domain import Domain
+from pofx.models.composed import blank
 from pofx.models.registry import families, family
 from pofx.types import Kind
 
@@ -20,8 +22,8 @@ def options(name: str) -> str:
 
 
 def _answers(name: str) -> list[str]:
-    model = family(name).config.model
-    return ["-" if kind_of(model, question) is Kind.NONE else str(kind_of(model, question)) for question in QUESTIONS]
+    model = blank(family(name).configure({}), Domain.real(2))
+    return ["-" if kind is Kind.NONE else str(kind) for kind in kinds(model).values()]
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:

@@ -4,11 +4,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pofx.ask.files import read_file
-from pofx.ask.questions import QUESTIONS, kind_of
-from pofx.domain import Domain
-from pofx.learn import Record
-from pofx.models.registry import family
+from pofx.ask.files import read
+from pofx.ask.questions import kinds
 from pofx.types import Kind
 
 EXTRAS = {"pyarrow": "parquet", "optuna": "tune", "pooch": "download", "scikit-learn": "sklearn"}
@@ -16,18 +13,18 @@ EXTRAS = {"pyarrow": "parquet", "optuna": "tune", "pooch": "download", "scikit-l
 
 def of_file(path: Path) -> str:
     """Family, columns, options, how it was learned, and the questions it answers."""
-    header, tensors = read_file(path)
-    model = family(header.family).config.model
-    answers = [f"{q} ({kind_of(model, q)})" for q in QUESTIONS if kind_of(model, q) is not Kind.NONE]
-    given = f" given {', '.join(header.given)}" if header.given else ""
+    model, origin, _, _ = read(path)
+    answers = [f"{question} ({kind})" for question, kind in kinds(model).items() if kind is not Kind.NONE]
+    given = f" given {', '.join(model.context.names)}" if model.context else ""
+    size = sum(t.numel() for t in model.state_dict().values())
     return "\n".join(
         (
-            f"{header.family}{given}, saved by pofx {header.pofx}, {sum(t.numel() for t in tensors.values())} numbers",
-            f"options: {header.options}",
-            f"learned: {Record.from_json(header.record).summary()}",
-            f"answers on the prepared variables: {', '.join(answers)}",
+            f"{origin.family}{given}, saved by pofx {origin.record.versions['pofx']}, {size} numbers",
+            f"options: {origin.config.model_dump(mode='json')}",
+            f"learned: {origin.record.summary()}",
+            f"answers: {', '.join(answers)}",
             "",
-            str(Domain.from_json(header.table)),
+            str(origin.table),
         )
     )
 

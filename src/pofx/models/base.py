@@ -3,7 +3,7 @@
 The author of a family writes the private hooks (`_log_prob`, `_sample`, and those of the optional
 questions that the family's mathematics answers); the base class gives the public methods, which check
 and batch. An optional question without a hook raises `Unavailable`. A hook whose answer is not exact
-says so with `@labelled(Kind.ESTIMATE)`; the table family x question is read off the classes.
+says so with `@labelled(Kind.ESTIMATE)`; `Model.answers` reads the label, and a model around a model bends it.
 
 Tensors are flat: x is (..., D) whatever `domain.shape` says; a family for images reshapes inside.
 """
@@ -51,9 +51,9 @@ class Model(nn.Module, abc.ABC):
         context: what c is, or None for p(x).
     """
 
-    density: ClassVar[Kind] = Kind.EXACT  # what log_prob is
-    sampling: ClassVar[Kind] = Kind.EXACT
-    missing: ClassVar[Kind] = Kind.NONE  # what log_prob of a row with NaN is; NONE: refused
+    density: Kind = Kind.EXACT  # what log_prob is
+    sampling: Kind = Kind.EXACT
+    missing: Kind = Kind.NONE  # what log_prob of a row with NaN is; NONE: refused
     conditional_families: ClassVar[tuple[str, ...]] = ("gaussian", "gmm", "kde", "latent_class", "independent")
     grows: ClassVar[frozenset[str]] = frozenset()  # state whose shape the data decide
     rows_at_once: int = 4096
@@ -123,6 +123,21 @@ class Model(nn.Module, abc.ABC):
         """n rows (n, D), one for each row of c when there is one."""
 
     # -- what only some can answer -----------------------------------------------------------------
+
+    @property
+    def noun(self) -> str:
+        """What the model is called in sentences."""
+        return type(self).__name__
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """What the answer to an optional question is: NONE where it is refused.
+
+        Args:
+            question: the name of its method.
+            seen: variables that evidence fixes.
+        """
+        hook = getattr(type(self), f"_{question}")
+        return Kind.NONE if hook is getattr(Model, f"_{question}") else getattr(hook, "kind", Kind.EXACT)
 
     def marginal(self, keep: Sequence[int]) -> "Model":
         """p of some of the variables, in the order given.
@@ -199,13 +214,13 @@ class Model(nn.Module, abc.ABC):
         raise self._refuse("complete")
 
     def _encode(self, x: X, c: Context | None) -> Latent:
-        raise Unavailable("encode", type(self).__name__, "it has no latent code", families=("realnvp", "vae", "gmm", "latent_class"))
+        raise Unavailable("encode", self.noun, "it has no latent code", families=("realnvp", "vae", "gmm", "latent_class"))
 
     def _decode(self, z: Latent, c: Context | None) -> X:
-        raise Unavailable("decode", type(self).__name__, "it has no latent code", families=("realnvp", "vae"))
+        raise Unavailable("decode", self.noun, "it has no latent code", families=("realnvp", "vae"))
 
     def _refuse(self, question: str, instead: str = "") -> Unavailable:
-        return Unavailable(question, type(self).__name__, "no closed form", families=self.conditional_families, instead=instead)
+        return Unavailable(question, self.noun, "no closed form", families=self.conditional_families, instead=instead)
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -241,12 +256,12 @@ class Model(nn.Module, abc.ABC):
     def _checked(self, x: X, c: Tensor | None, *, allow_missing: bool = False) -> tuple[Tensor, Tensor | None]:
         """Rows (N, D) and conditions (N, C)."""
         if x.ndim == 0 or x.shape[-1] != len(self.domain):
-            raise DataError(f"{type(self).__name__} is over {len(self.domain)} variables, got x of shape {tuple(x.shape)}")
+            raise DataError(f"{self.noun} is over {len(self.domain)} variables, got x of shape {tuple(x.shape)}")
         self._check_context(c)
         if not allow_missing and self.missing is Kind.NONE and bool(x.isnan().any()):
             raise Unavailable(
                 "log_prob of a row with missing cells",
-                type(self).__name__,
+                self.noun,
                 families=self.conditional_families,
                 instead="impute the rows first",
             )
@@ -257,7 +272,7 @@ class Model(nn.Module, abc.ABC):
         expected = 0 if self.context is None else len(self.context)
         got = 0 if c is None else c.shape[-1]
         if expected != got:
-            raise DataError(f"{type(self).__name__} is conditional on {expected} variables, got {got}")
+            raise DataError(f"{self.noun} is conditional on {expected} variables, got {got}")
 
 
 class FullBatch(abc.ABC):
@@ -273,19 +288,28 @@ class FullBatch(abc.ABC):
 
 
 class FamilyConfig(BaseModel, abc.ABC):
-    """A family's options, checked; `build` makes the untrained model. One class per family."""
+    """A family's options, checked; `build` makes the untrained model. One class per family, whose hook is `_build`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     takes: ClassVar[Takes] = Takes.REALS
     conditional: ClassVar[bool] = False  # whether `build` takes a context: p(x | c)
-    model: ClassVar[type[Model]]  # what `build` makes: the table of questions is read off it
     cites: ClassVar[tuple[str, ...]] = ()  # BibTeX entries
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # search: option -> candidates, from the plainest up
 
-    @abc.abstractmethod
     def build(self, domain: Domain, context: Domain | None = None) -> Model:
-        """The untrained model on a prepared domain."""
+        """The untrained model on a prepared domain.
+
+        Raises:
+            Unavailable: there is a context, but the family learns joint laws only.
+        """
+        if context is not None and not self.conditional:
+            raise Unavailable("p(x | c)", type(self).__name__, "it learns the joint law", instead="fit all columns and ask `conditional`")
+        return self._build(domain, context)
+
+    @abc.abstractmethod
+    def _build(self, domain: Domain, context: Domain | None) -> Model:
+        """The model; a context comes only where `conditional` says so."""
 
 
 class GradientConfig(FamilyConfig, abc.ABC):

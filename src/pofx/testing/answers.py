@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from pofx.ask.questions import QUESTIONS, kind_of
+from pofx.ask.questions import kinds
 from pofx.errors import DataError, FileError, OptionError, PofxError, Unavailable
 from pofx.models.base import Model
 from pofx.testing.case import Case, answered, close, gap, require
@@ -15,8 +15,8 @@ from pofx.types import Kind
 
 def kinds_are_declared(case: Case) -> None:
     """Every question has a kind, and a density of no kind is refused."""
-    for question in QUESTIONS:
-        require(kind_of(case.model, question) in set(Kind), f"the kind of {question!r} is none of {[str(k) for k in Kind]}")
+    for question, kind in kinds(case.model).items():
+        require(kind in set(Kind), f"the kind of {question!r} is none of {[str(k) for k in Kind]}")
     if case.model.density is Kind.NONE:
         x, c = case.complete_rows()
         require(answered(case.log_prob, x, c) is None, "density is NONE, but log_prob answers")
@@ -109,7 +109,7 @@ def refusals_name_alternatives(case: Case) -> None:
         "log_prob": lambda: case.model.log_prob(evidence, generator=case.generator),
     }
     for name in ("impute", "complete"):
-        if kind_of(case.model, name) is Kind.NONE:  # where there is an answer it may take long
+        if case.model.answers(name) is Kind.NONE:  # where there is an answer it may take long
             questions[name] = partial(getattr(case.model, name), evidence)
     for name, ask in questions.items() if case.unconditional else ():
         try:

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from pofx.ask.questions import kind_of
 from pofx.domain import CONTINUOUS, LEVELLED
 from pofx.models.base import Model
 from pofx.testing.case import DELTA, Case, answered, close, gap, require, require_inside
@@ -93,7 +92,7 @@ def mode_is_a_maximum(case: Case) -> None:
         return
     require(mode.shape == (len(case.domain),), f"mode has shape {tuple(mode.shape)}")
     x, _ = case.complete_rows()
-    if case.exact and kind_of(case.model, "mode") is Kind.EXACT:
+    if case.exact and case.model.answers("mode") is Kind.EXACT:
         at = case.log_prob(mode[None])
         best = case.log_prob(torch.cat((x, case.sample(500).to(x)))).max()
         require(
@@ -112,7 +111,7 @@ def mean_is_that_of_draws(case: Case) -> None:
     For the others within 8 standard errors where the draws' kurtosis is that of a light tail (below 10).
     """
     mean = answered(case.model.mean) if case.unconditional and case.model.sampling is Kind.EXACT else None
-    if mean is None or kind_of(case.model, "mean") is not Kind.EXACT:
+    if mean is None or case.model.answers("mean") is not Kind.EXACT:
         return
     require(mean.shape == (len(case.domain),), f"mean has shape {tuple(mean.shape)}")
     s = case.sample(case.draws).double()
@@ -130,7 +129,7 @@ def mean_is_that_of_draws(case: Case) -> None:
 
 def completions_follow_the_conditional(case: Case) -> None:
     """Draws of one missing cell lie below the median of the conditional's own draws half of the time (Hoeffding)."""
-    if not (case.unconditional and len(case.domain) > 1 and kind_of(case.model, "complete") is Kind.EXACT):
+    if not (case.unconditional and len(case.domain) > 1 and case.model.answers("complete") is Kind.EXACT):
         return
     x, _ = case.complete_rows()
     d = next((i for i, v in enumerate(case.domain.variables) if v.kind in CONTINUOUS), 0)

@@ -36,7 +36,7 @@ from pofx.models.base import FamilyConfig, FullBatch, Model, Takes, labelled
 from pofx.models.classical.axis import Rule
 from pofx.models.classical.cell_mixture import CellMixture
 from pofx.models.classical.cells import Cells, choose_cells, normalise
-from pofx.models.classical.histogram import ALPHAS, refuse_context
+from pofx.models.classical.histogram import ALPHAS
 from pofx.models.classical.tree_growth import Groups, Node, grow, prune, tables
 from pofx.types import Generator, Kind, Point
 
@@ -267,7 +267,6 @@ class DensityTreeConfig(FamilyConfig):
     """Options of a density tree."""
 
     takes = Takes.EVERYTHING
-    model = DensityTree
     cites = (
         "@inproceedings{ram2011density, title={Density estimation trees}, author={Ram, Parikshit and Gray, Alexander G.}, "
         "booktitle={Proceedings of the 17th ACM SIGKDD International Conference on Knowledge Discovery and Data Mining}, "
@@ -279,11 +278,6 @@ class DensityTreeConfig(FamilyConfig):
     max_leaves: int = Field(128, ge=1, description="most boxes")
     max_bins: int = Field(64, ge=2, description="most bins a variable")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> Model:
-        """The untrained tree: one box.
-
-        Raises:
-            OptionError: a condition is asked for.
-        """
-        refuse_context("density_tree", context)
+    def _build(self, domain: Domain, context: Domain | None) -> Model:
+        """The untrained tree: one box."""
         return DensityTree(domain, min_leaf=self.min_leaf, max_leaves=self.max_leaves, max_bins=self.max_bins)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pofx.distributions.gaussian import Gaussians, Normals, Prior, data_variance
 from pofx.domain import Domain
-from pofx.errors import Unavailable
 from pofx.models.base import FamilyConfig, FullBatch, Model
 from pofx.models.classical.gaussian_em import Mixture, expectation_maximisation
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
@@ -143,7 +142,6 @@ class Gaussian(Model, FullBatch):
 class GaussianConfig(FamilyConfig):
     """Options of `gaussian`."""
 
-    model: ClassVar[type[Model]] = Gaussian
     cites: ClassVar[tuple[str, ...]] = (
         "@article{dempster1977maximum, title={Maximum likelihood from incomplete data via the {EM} algorithm}, "
         "author={Dempster, Arthur P. and Laird, Nan M. and Rubin, Donald B.}, "
@@ -157,8 +155,6 @@ class GaussianConfig(FamilyConfig):
     steps: int = Field(200, ge=1, description="EM steps at most, where entries are missing")
     tolerance: float = Field(1e-4, ge=0, description="EM stops when a step gains less, in nats a row")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> Gaussian:
+    def _build(self, domain: Domain, context: Domain | None) -> Gaussian:
         """The standard normal, untrained."""
-        if context is not None:
-            raise Unavailable("p(x | c)", "gaussian", "it learns the joint law", instead="fit all columns and ask `conditional`")
         return Gaussian(domain, self)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pofx.distributions.drawing import draw, draw_per_row
 from pofx.distributions.gaussian import DiagonalGaussians, Gaussians, LogWeights, Moments, Normals, Prior, data_variance, normals
 from pofx.domain import Domain
-from pofx.errors import DataError, Unavailable
+from pofx.errors import DataError
 from pofx.models.base import FamilyConfig, FullBatch, Model, labelled
 from pofx.models.classical.gaussian_em import Mixture, QuadraticEStep, expectation_maximisation
 from pofx.models.classical.kmeans import partition
@@ -147,7 +147,6 @@ class GaussianMixture(Model, FullBatch):
 class GaussianMixtureConfig(FamilyConfig):
     """Options of `gmm`."""
 
-    model: ClassVar[type[Model]] = GaussianMixture
     cites: ClassVar[tuple[str, ...]] = (
         "@article{dempster1977maximum, title={Maximum likelihood from incomplete data via the {EM} algorithm}, "
         "author={Dempster, Arthur P. and Laird, Nan M. and Rubin, Donald B.}, "
@@ -175,10 +174,8 @@ class GaussianMixtureConfig(FamilyConfig):
     precision: Literal["float64", "float32"] = Field("float64", description="of EM's large products on complete rows; the rest is float64")
     mode_steps: int = Field(500, ge=1, description="fixed-point steps at most towards the mode")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> GaussianMixture:
+    def _build(self, domain: Domain, context: Domain | None) -> GaussianMixture:
         """One standard normal, untrained."""
-        if context is not None:
-            raise Unavailable("p(x | c)", "gmm", "it learns the joint law", instead="fit all columns and ask `conditional`")
         return GaussianMixture(domain, self)
 
     def shapes(self, dim: int) -> tuple[Shape, ...]:

@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from pofx.domain import Domain
-from pofx.errors import OptionError
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.models.classical.axis import Rule
 from pofx.models.classical.cell_mixture import CellMixture
@@ -77,7 +76,6 @@ class HistogramConfig(FamilyConfig):
     """Options of a histogram."""
 
     takes = Takes.EVERYTHING
-    model = Histogram
     cites = (
         "@article{freedman1981histogram, title={On the histogram as a density estimator: {$L_2$} theory}, "
         "author={Freedman, David and Diaconis, Persi}, "
@@ -92,21 +90,14 @@ class HistogramConfig(FamilyConfig):
     max_bins: int = Field(256, ge=2, description="most bins a variable")
     alpha: float | None = Field(None, gt=0, description="rows added to every bin; None: by held-out rows (product) or 0.5 (grid)")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> Model:
+    def _build(self, domain: Domain, context: Domain | None) -> Model:
         """The untrained histogram.
 
         Raises:
-            OptionError: a condition is asked for, or the joint grid would be too large.
+            OptionError: the joint grid would be too large.
         """
-        refuse_context("histogram", context)
         rules = RULES[self.rule]
         if self.form == "grid":
             most = bins_per_axis(domain.variables, self.max_bins)
             return GridHistogram(domain, rules=rules, alpha=self.alpha or 0.5, max_bins=most)
         return Histogram(domain, rules=rules, alphas=ALPHAS if self.alpha is None else (self.alpha,), max_bins=self.max_bins)
-
-
-def refuse_context(family: str, context: Domain | None) -> None:
-    """Raise when conditions are asked of a family that models p(x) only."""
-    if context is not None:
-        raise OptionError(f"{family!r} models p(x), not p(x | c): fit all columns and ask conditional, or choose 'realnvp' or 'vae'")

@@ -110,10 +110,7 @@ class IndependentConfig(FamilyConfig):
     """Options of `independent`: none."""
 
     takes: ClassVar[Takes] = Takes.EVERYTHING
-    model: ClassVar[type[Model]] = Independent
 
-    def build(self, domain: Domain, context: Domain | None = None) -> Independent:
+    def _build(self, domain: Domain, context: Domain | None) -> Independent:
         """The first candidate of every variable, untrained."""
-        if context is not None:
-            raise Unavailable("p(x | c)", "independent", "it learns the joint law", instead="fit all columns and ask `conditional`")
         return Independent(domain)

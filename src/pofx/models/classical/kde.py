@@ -11,9 +11,8 @@ from torch import Tensor
 from pofx.distributions.drawing import draw, draw_per_row
 from pofx.distributions.gaussian import LOG_2PI
 from pofx.domain import Domain
-from pofx.errors import Unavailable
 from pofx.models.base import FamilyConfig, FullBatch, Model, labelled
-from pofx.models.classical.gaussian import GaussianConfig
+from pofx.models.classical.gaussian import Gaussian, GaussianConfig
 from pofx.types import Context, Generator, Kind, Nats, Point, X
 
 # Multiples of Silverman's bandwidth, in octaves, then in quarters of one around the best. That the least is no smaller
@@ -194,7 +193,6 @@ class _Kernels:
 class KernelDensityConfig(FamilyConfig):
     """Options of `kde`."""
 
-    model: ClassVar[type[Model]] = KernelDensity
     cites: ClassVar[tuple[str, ...]] = (
         "@book{silverman1986density, title={Density Estimation for Statistics and Data Analysis}, author={Silverman, Bernard W.}, "
         "publisher={Chapman and Hall}, year={1986}}",
@@ -205,10 +203,8 @@ class KernelDensityConfig(FamilyConfig):
     scale: float = Field(1.0, gt=0, description="multiplies the chosen bandwidth")
     mode_steps: int = Field(500, ge=1, description="mean-shift steps at most towards the mode")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> KernelDensity:
+    def _build(self, domain: Domain, context: Domain | None) -> KernelDensity:
         """One standard normal kernel, untrained."""
-        if context is not None:
-            raise Unavailable("p(x | c)", "kde", "it learns the joint law", instead="fit all columns and ask `conditional`")
         return KernelDensity(domain, self)
 
 
@@ -236,7 +232,7 @@ def scale_of(x: X) -> Point:
 def _completed(x: Tensor, generator: Generator) -> Tensor:
     if not bool(x.isnan().any()):
         return x
-    normal = GaussianConfig().build(Domain.real(x.shape[1]))
+    normal = Gaussian(Domain.real(x.shape[1]), GaussianConfig())
     for _ in normal.steps(x):
         pass
     return normal.complete(x, generator=generator)

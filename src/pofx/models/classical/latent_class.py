@@ -188,7 +188,6 @@ class LatentClassConfig(FamilyConfig):
     """Options of `latent_class`."""
 
     takes: ClassVar[Takes] = Takes.EVERYTHING
-    model: ClassVar[type[Model]] = LatentClass
     cites: ClassVar[tuple[str, ...]] = (
         "@article{dempster1977maximum, title={Maximum likelihood from incomplete data via the {EM} algorithm}, "
         "author={Dempster, Arthur P. and Laird, Nan M. and Rubin, Donald B.}, "
@@ -217,8 +216,6 @@ class LatentClassConfig(FamilyConfig):
         """Whether anything is left to choose."""
         return self.components is None or self.smoothing is None or self.restarts > 1
 
-    def build(self, domain: Domain, context: Domain | None = None) -> LatentClass:
+    def _build(self, domain: Domain, context: Domain | None) -> LatentClass:
         """One class of laws with all parameters 0, untrained."""
-        if context is not None:
-            raise Unavailable("p(x | c)", "latent_class", "it learns the joint law", instead="fit all columns and ask `conditional`")
         return LatentClass(domain, self)

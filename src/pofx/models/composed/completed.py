@@ -1,12 +1,12 @@
 """Rows with missing cells for a family that needs whole rows: integrate them out under a proposal."""
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from pofx.errors import Unavailable
 from pofx.models.base import FullBatch, Model, labelled
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.types import Context, Generator, Kind, Latent, Nats, X
@@ -36,8 +36,18 @@ class Completed(Model):
     def __init__(self, base: Model, proposal: Model, *, draws: int = 16) -> None:
         super().__init__(base.domain, base.context)
         self.base, self.proposal, self.draws = base, proposal, draws
-        self.density = base.density  # type: ignore[misc]
-        self.sampling = base.sampling  # type: ignore[misc]
+        self.density = base.density
+        self.sampling = base.sampling
+
+    @property
+    def noun(self) -> str:
+        """The base's."""
+        return self.base.noun
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """Its own estimate of missing cells; the base's answer to the rest."""
+        own = super().answers(question, seen)
+        return own if own is Kind.ESTIMATE else own.worst(self.base.answers(question, seen))
 
     def initialise(self, x: X, c: Context | None = None) -> None:
         """Learn the proposal, and show the base the rows with their cells filled in."""
@@ -95,9 +105,6 @@ class Completed(Model):
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self.base._decode(z, c)
-
-    def _refuse(self, question: str, instead: str = "") -> Unavailable:
-        return self.base._refuse(question, instead)
 
 
 def log_mean_exp_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:

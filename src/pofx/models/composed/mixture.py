@@ -30,7 +30,11 @@ class MixtureOfModels(Model):
         super().__init__(models[0].domain)
         self.models: Sequence[Model] = torch.nn.ModuleList(models)  # type: ignore[assignment]
         self.register_buffer("log_weights", log_weights.detach().double().log_softmax(0))
-        self.missing = models[0].missing  # type: ignore[misc]
+        self.missing = models[0].missing
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """An average of the parts' answers: an estimate where all is well."""
+        return super().answers(question, seen).worst(self.models[0].answers(question, seen)).worst(Kind.ESTIMATE)
 
     @property
     def approximation(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
-from pofx.models.base import FullBatch, Model, labelled
+from pofx.models.base import FullBatch, Model
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
@@ -19,6 +19,13 @@ from pofx.transforms.plan import image
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 CELL_POINTS = 32  # points at which an integral over the cell of lifted evidence is taken
+THROUGH = {  # question: what is left of an exact answer behind a lift, and behind a bijection that is not affine
+    "conditional": (Kind.ESTIMATE, Kind.EXACT),
+    "mean": (Kind.NONE, Kind.NONE),
+    "mode": (Kind.ESTIMATE, Kind.NONE),
+    "impute": (Kind.ESTIMATE, Kind.ESTIMATE),
+    "complete": (Kind.ESTIMATE, Kind.EXACT),
+}
 
 
 class Prepared(Model):
@@ -57,9 +64,9 @@ class Prepared(Model):
         self.base, self.lift, self.transform = base, lift, transform
         self.context_features, self.draws, self.build = context_features, draws, build
         lifted = Kind.EXACT if lift is None else Kind.BOUND
-        self.density = base.density.worst(lifted)  # type: ignore[misc]
-        self.sampling = base.sampling  # type: ignore[misc]
-        self.missing = base.missing.worst(lifted)  # type: ignore[misc]
+        self.density = base.density.worst(lifted)
+        self.sampling = base.sampling
+        self.missing = base.missing.worst(lifted)
         grid = [v.resolution or 0.0 for v in domain.variables]
         self.register_buffer("grid", torch.tensor(grid, dtype=torch.float64), persistent=False)
 
@@ -128,6 +135,18 @@ class Prepared(Model):
 
     # -- questions ---------------------------------------------------------------------------------
 
+    @property
+    def noun(self) -> str:
+        """The family's."""
+        return self.base.noun
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """The base's answer, seen through the maps."""
+        lifted, bent = THROUGH.get(question, (Kind.EXACT, Kind.EXACT))
+        kind = self.base.answers(question, seen)
+        kind = kind if self.lift is None else kind.worst(lifted)
+        return kind.worst(bent) if self._bent(seen) else kind
+
     def _over(self, base: Model, keep: Sequence[int]) -> "Prepared":
         """Another base over some of the variables, behind their maps."""
         lift = None if self.lift is None or not set(keep) & set(self.lift.lifted) else self.lift.select(keep)
@@ -154,25 +173,21 @@ class Prepared(Model):
 
     def _check_possible(self, u: Tensor) -> None:
         if bool(u.isinf().any()):
-            raise Unavailable("conditional", type(self.base).__name__, "the evidence lies outside the domain, where p is 0")
+            raise Unavailable("conditional", self.noun, "the evidence lies outside the domain, where p is 0")
 
     def _mean(self) -> Point:
         if not all(self._straight()):
-            raise Unavailable("mean", type(self.base).__name__, "a variable is on another scale or lifted", instead="the mean of samples")
+            raise Unavailable("mean", self.noun, "a variable is on another scale or lifted", instead="the mean of samples")
         return self._to_user(self.base.mean())
 
-    @labelled(Kind.ESTIMATE)
     def _mode(self, evidence: Point) -> Point:
         """Exact for affine maps; for a lifted variable the value whose cell the base's mode is in."""
-        bent = [d for d, affine in enumerate(self._affine()) if not affine and bool(evidence[d].isnan())]
+        bent = self._bent((~evidence.isnan()).nonzero().flatten().tolist())
         if bent:
             name = self.domain.names[bent[0]]
-            raise Unavailable(
-                "mode", type(self.base).__name__, f"{name!r} is on another scale", instead="the sample with the largest log_prob"
-            )
+            raise Unavailable("mode", self.noun, f"{name!r} is on another scale", instead="the sample with the largest log_prob")
         return torch.where(evidence.isnan(), self._to_user(self.base.mode(self._centre(evidence))), evidence)
 
-    @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
         """Exact when every map is affine; else averages over draws of lifts and completions."""
         straight = torch.tensor(self._straight(), device=x.device)
@@ -187,7 +202,6 @@ class Prepared(Model):
             mean.add(levels.with_votes(torch.where(straight, centre, drawn)), log_weight)
         return torch.where(x.isnan(), levels.elected(mean.value), x)
 
-    @labelled(Kind.ESTIMATE)
     def _complete(self, x: X, generator: Generator) -> X:
         """Exact without a lift; else the draw of the lift is chosen among several by its weight."""
         pick = WeightedPick(generator)
@@ -210,6 +224,10 @@ class Prepared(Model):
 
     def _affine(self) -> tuple[bool, ...]:
         return (True,) * len(self.domain) if self.transform is None else self.transform.affine
+
+    def _bent(self, seen: Sequence[int]) -> list[int]:
+        """The unseen variables whose map is not affine."""
+        return [d for d, affine in enumerate(self._affine()) if not affine and d not in seen]
 
     def _straight(self) -> list[bool]:
         """Which variables' expectations pass through their maps."""

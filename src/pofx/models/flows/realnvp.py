@@ -74,7 +74,6 @@ class RealNVPConfig(GradientConfig):
     """Options of `realnvp`."""
 
     conditional: ClassVar[bool] = True
-    model: ClassVar[type[Model]] = RealNVP
     cites: ClassVar[tuple[str, ...]] = (
         "@inproceedings{dinh2017density, title={Density estimation using {Real NVP}}, "
         "author={Dinh, Laurent and Sohl-Dickstein, Jascha and Bengio, Samy}, "
@@ -98,7 +97,7 @@ class RealNVPConfig(GradientConfig):
     )
     shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> RealNVP:
+    def _build(self, domain: Domain, context: Domain | None) -> RealNVP:
         """The untrained flow."""
         return RealNVP(domain, self, context)
 

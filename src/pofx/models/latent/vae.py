@@ -197,7 +197,6 @@ class VAEConfig(GradientConfig):
 
     takes = Takes.DISCRETE
     conditional = True
-    model = VAE
     cites = (
         "@inproceedings{kingma2014auto, title={Auto-encoding variational {B}ayes}, author={Kingma, Diederik P. and Welling, Max}, "
         "booktitle={International Conference on Learning Representations}, year={2014}}",
@@ -224,7 +223,7 @@ class VAEConfig(GradientConfig):
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
-    def build(self, domain: Domain, context: Domain | None = None) -> VAE:
+    def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""
         latents = self.latents or max(2, round(2 * len(domain) ** 0.5))
         width = 0 if context is None else len(context)

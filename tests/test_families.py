@@ -28,6 +28,7 @@ TABLE = Domain(
         Variable("share", K.INTERVAL, lower=0.0, upper=1.0),
         Variable("colour", K.CATEGORICAL, levels=("red", "green", "blue")),
         Variable("sex", K.BINARY, levels=("f", "m")),
+        Variable("dose", K.POSITIVE, resolution=0.5),  # some are rounded to 0
     )
 )
 IMAGES = Domain(tuple(Variable(f"x{d}", K.COUNT, lower=0.0, upper=4.0, dtype="int64") for d in range(9)), (3, 3))
@@ -46,7 +47,7 @@ def table(n: int = 400) -> torch.Tensor:
     """Rows of TABLE that depend on one hidden number; a tenth of the cells is missing."""
     g = torch.Generator().manual_seed(0)
     z = torch.randn(n, generator=g)
-    e = torch.randn(7, n, generator=g) / 2
+    e = torch.randn(8, n, generator=g) / 2
     columns = (
         (z + e[0]).exp(),
         ((z + e[1]) * 6).round() / 2,
@@ -55,6 +56,7 @@ def table(n: int = 400) -> torch.Tensor:
         torch.sigmoid(z + e[4]),
         ((z + e[5]).abs() * 1.5).floor().clamp(max=2),
         (z + e[6] > 0).double(),
+        (2 * (z + e[7]).exp()).round() / 2,
     )
     x = torch.stack(columns, 1)
     return torch.where(torch.rand(x.shape, generator=g) < 0.1, torch.nan, x)

@@ -34,8 +34,7 @@ def learned(tmp_path_factory):
 def test_a_new_process_gives_the_same_bits(learned, family):
     p, file = learned[family]
     code = (
-        "import sys, numpy as np, torch, pofx\n"
-        "torch.set_default_dtype(torch.float64)\n"  # as here, see conftest.py
+        "import sys, numpy as np, pofx\n"
         f"p = pofx.open({str(file)!r})\n"
         "sys.stdout.buffer.write(np.asarray(p.log_prob(pofx.load('penguins').test)).tobytes())"
     )

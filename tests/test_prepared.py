@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import LogNormal, MultivariateNormal, Normal
 from torch.testing import assert_close
 
+import pofx
 from pofx.data.preparation import prepare
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import FileError, Unavailable
@@ -19,6 +21,7 @@ from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.prepared import Prepared, mean_and_error
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.models.flows.realnvp import RealNVPConfig
+from pofx.models.registry import families
 from pofx.types import Kind
 
 REAL = Variable("real", VariableKind.REAL)
@@ -532,3 +535,36 @@ def test_an_impossible_draw_spoils_no_mean():
     value, error = mean_and_error(torch.tensor([[1.0, -math.inf], [3.0, -math.inf]]), torch.zeros(2, 2))
     assert_close(value, torch.tensor([2.0, -math.inf]))
     assert_close(error, torch.tensor([1.0, 0.0]))
+
+
+CLOSED = [name for name, line in families().items() if line.baseline]
+
+
+@pytest.mark.parametrize("family", CLOSED)
+def test_a_value_rounded_to_its_bound_is_one_like_the_others(family):
+    """Below r / 2 a positive number reads 0, and near its ends a share reads 0 or 1: all of them have a density and come back."""
+    z = torch.rand(2, 600, generator=generator())
+    frame = {"rain": ((z[0] * 3).exp() - 1).mul(2).floor() / 20, "share": (z[1] * 20).round() / 20}
+    schema = {
+        "rain": Variable("rain", "positive", resolution=0.05),
+        "share": Variable("share", "interval", lower=0.0, upper=1.0, resolution=0.05),
+    }
+    p = pofx.fit({name: column.numpy() for name, column in frame.items()}, family, schema=schema)
+    ends = {"rain": [0.0, 0.0, 0.05], "share": [0.0, 1.0, 0.5]}
+    assert np.isfinite(np.asarray(p.log_prob(ends))).all()
+    drawn = p.sample(4000)
+    for name, value in (("rain", 0.0), ("share", 0.0), ("share", 1.0)):
+        assert 0 < np.mean(np.asarray(drawn[name]) == value) < 0.2
+
+
+@pytest.mark.parametrize("family", CLOSED)
+def test_numbers_are_the_same_whatever_torchs_default_type(family):
+    weights = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            p = pofx.fit("penguins", family)
+            weights.append([*p.model.state_dict().values(), torch.from_numpy(np.asarray(p.log_prob(pofx.load("penguins").test)))])
+        finally:
+            torch.set_default_dtype(torch.float64)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*weights, strict=True))

@@ -396,9 +396,9 @@ def test_grids_read_as_decimals(r):
     assert snapped.tolist() == [round(float(i) * r, 10) for i in k]
 
 
-def test_a_rounded_interval_keeps_draws_inside():
+def test_a_rounded_interval_keeps_draws_within_its_ends():
     S = Cells([Variable("p", VariableKind.INTERVAL, lower=0.0, upper=1.0, resolution=0.1)])
-    assert_close(S(torch.tensor([[-3.0], [0.0], [0.52], [1.0], [4.0]])), torch.tensor([[0.1], [0.1], [0.5], [0.9], [0.9]]))
+    assert_close(S(torch.tensor([[-3.0], [0.0], [0.52], [1.0], [4.0]])), torch.tensor([[0.0], [0.0], [0.5], [1.0], [1.0]]))
 
 
 # -- the plan --------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def _set_support(transform: Elementwise, domain: Domain, lift: Lift | None, y: T
 
 def _lower(variable: Variable, half: float, y: Tensor) -> float:
     if variable.kind is VariableKind.POSITIVE:
-        return -half if variable.spike is not None else 0.0
+        return -half
     if variable.kind is VariableKind.INTERVAL:
         return variable.lower - half
     # A count without end: log(y - first + median) is near linear for small counts and tames a heavy tail.

@@ -375,7 +375,7 @@ class Regression:
         """log N(x_o)."""
         # Where an entry is missing the factor has a 1 on its diagonal and w a 0: neither counts.
         log_det = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = log_det + 0.5 * LOG_2PI * self.observed.sum(-1)
+        constant = log_det + 0.5 * LOG_2PI * self.observed.sum(-1).to(log_det)
         return (-0.5 * self._w.square().sum(-2) - constant[..., None]).mT
 
     @cached_property

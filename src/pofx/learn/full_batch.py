@@ -1,6 +1,7 @@
 """Families that learn from all rows at once: a closed form is one step, EM is many."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,14 +9,16 @@ from torch import Tensor
 from pofx.errors import TrainingError
 from pofx.learn.record import Outcome, Row
 from pofx.learn.watch import Watch
-from pofx.models.base import FullBatch
+from pofx.models.base import FullBatch, Model
+from pofx.types import Kind
 
 
 def learn_full_batch(model: FullBatch, x: Tensor, holdout: Tensor | None, generator: torch.Generator, watch: Watch) -> Outcome:
     """Take the family's own steps until they end, the time is spent, or the user interrupts.
 
     The model is whole at the end of every step, and only there does this stop. A history has one row per
-    step; its loss is -log p of the training rows.
+    step; its loss is -log p of the training rows, under the candidate at hand where a family tries several.
+    Held-out rows are scored once, under the model that is kept.
 
     Raises:
         TrainingError: the log-likelihood of the rows is NaN after a step.
@@ -31,5 +34,15 @@ def learn_full_batch(model: FullBatch, x: Tensor, holdout: Tensor | None, genera
         stop, _ = watch.look()
         if stop is not None:
             break
+    if history and holdout is not None:
+        history[-1]["holdout"] = _loss(model, holdout, generator)
     ended = "its closed form is reached" if len(history) == 1 else f"its own criterion is met after {len(history)} steps"
     return Outcome(history, stop or ended, len(history))
+
+
+def _loss(model: FullBatch, rows: Tensor, generator: torch.Generator) -> float | None:
+    """Mean of -log p of the rows; None where the model can not marginalise their missing cells."""
+    model = cast("Model", model)
+    if model.missing is Kind.NONE and bool(rows.isnan().any()):
+        return None
+    return -float(model.log_prob(rows, generator=generator).mean())

@@ -74,7 +74,8 @@ class Record:
         if row is None:
             return f"the weights of step {self.kept} are kept"
         loss, rows = (row["train"], "training") if row["holdout"] is None else (row["holdout"], "held-out")
-        improving = row["holdout"] is not None and row is self.history[-1]
+        watched = len(self.history) > 1 and all(r["holdout"] is not None for r in self.history)
+        improving = watched and row is self.history[-1]
         verdict = ": it was still improving" if improving else ""
         return (
             f"the weights of step {self.kept} (epoch {row['epoch']} of {self.epochs}) are kept, {rows} loss {loss:.4g} nats a row{verdict}"

@@ -238,7 +238,10 @@ class Lift(PerVariable, Surjection):
 def even_shares(x: Tensor) -> Tensor:
     """Scrambled Sobol points in (0, 1)^D, one for each row of x (N, D)."""
     known = SobolEngine.MAXDIM
-    points = SobolEngine(min(x.shape[1], known), scramble=True, seed=0).draw(len(x), dtype=torch.float64)
+    engine = SobolEngine(min(x.shape[1], known), scramble=True, seed=0)
+    first = engine.quasi.double() / 2**engine.MAXBIT  # torch rounds this one to its default type
+    points = engine.draw(len(x), dtype=torch.float64)
+    points[:1] = first
     columns = torch.arange(x.shape[1]) % known
     return points[:, columns].to(x.device).clamp(INSIDE, 1 - INSIDE)
 
@@ -264,7 +267,8 @@ def smoothed(counts: Tensor, valid: Tensor) -> Tensor:
     into cells, so that a fine scale with few rows borrows from its neighbours.
     """
     n = counts.sum(1, keepdim=True)
-    prior = 0.5 * valid / valid.sum(1, keepdim=True) + 0.5 * _normal_masses(counts, valid)
+    among = valid.to(counts)  # a truth times 0.5 would have the default type
+    prior = 0.5 * among / among.sum(1, keepdim=True) + 0.5 * _normal_masses(counts, valid)
     strengths = [2.0**j for j in range(-4, 11)]
     scores = []
     for alpha in strengths:
@@ -296,7 +300,7 @@ def _gap(x: Tensor, variable: Variable) -> float:
 
 
 def _first(variable: Variable) -> float:
-    """The least valid value."""
+    """The least valid value: rounded to the bound itself, unless an atom stands there."""
     if variable.kind in LEVELLED:
         return 0.0
     if variable.kind is VariableKind.COUNT:
@@ -304,7 +308,7 @@ def _first(variable: Variable) -> float:
     if variable.resolution is None or variable.kind is VariableKind.REAL:
         return -math.inf
     least = 0.0 if variable.kind is VariableKind.POSITIVE else variable.lower
-    return _step_inside(least, variable.resolution, 1)
+    return _step_inside(least, variable.resolution, 1) if variable.spike == least else least
 
 
 def _last(variable: Variable) -> float:
@@ -312,7 +316,7 @@ def _last(variable: Variable) -> float:
     if variable.kind in LEVELLED:
         return len(variable.levels) - 1.0
     if variable.kind is VariableKind.INTERVAL and variable.resolution is not None:
-        return _step_inside(variable.upper, variable.resolution, -1)
+        return _step_inside(variable.upper, variable.resolution, -1) if variable.spike == variable.upper else variable.upper
     return variable.upper if variable.kind is VariableKind.COUNT else math.inf
 
 

@@ -108,7 +108,7 @@ class GaussianEncoder(Inference):
 
     def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
         """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
-        half_u = 0.5 - 0.5 * (~x.isnan()).sum(-1) / self.size
+        half_u = 0.5 - 0.5 * (~x.isnan()).sum(-1).to(x) / self.size
         if not bool(half_u.any()):
             return self.draw(model, x, c, draws, generator=generator)
         m, log_s = self.mean_and_log_scale(x, c)

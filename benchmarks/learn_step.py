@@ -2,10 +2,11 @@
 
 A VAE of 784 -> 2x256 -> 16 latents and back, batch 128, one thread, float32, AdamW fused, rows indexed in memory.
 "bare" is the leanest loop one writes by hand around the same loss; "loop" is `pofx.learn.run` with clipping and
-averaging off. Blocks of both alternate inside one process, the bare one within the tracker call at the end of each
-epoch of the loop, so that noise of the machine hits both; the figures are medians over blocks of the CPU time of a
-step, and the difference is the median of the paired differences. The same with a batch of 1 shows the loop's cost
-without the arithmetic's noise.
+averaging off; "fit" is what `pofx.fit` makes of the same model and rows, float64 in memory as fit holds them. Blocks
+of both alternate inside one process, the bare one within the tracker call at the end of each epoch of the loop, so
+that noise of the machine hits both; the figures are medians over blocks of the CPU time of a step, and the
+difference is the median of the paired differences. The same with a batch of 1 shows the loop's cost without the
+arithmetic's noise.
 
     python benchmarks/learn_step.py [--blocks 60] [--steps 20]
 """
@@ -23,8 +24,11 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pofx.learn
+from pofx.ask.fitting import gather
+from pofx.data.preparation import prepare
 from pofx.domain import Domain
-from pofx.models.base import GradientConfig, Model
+from pofx.models.base import GradientConfig, Model, Takes
+from pofx.models.composed import assemble
 
 D, H, L = 784, 256, 16
 
@@ -38,6 +42,7 @@ class LeanVAE(Model):
         self.decoder = nn.Sequential(nn.Linear(L, H), nn.ReLU(), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, D))
 
     def loss(self, x, c=None, *, generator=None):
+        x = x.float()
         m, log_v = self.encoder(x).chunk(2, -1)
         z = m + torch.randn(m.shape, generator=generator) * (0.5 * log_v).exp()
         reconstruction = binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").sum(-1)
@@ -51,6 +56,7 @@ class LeanVAE(Model):
 
 
 class Config(GradientConfig):
+    takes = Takes.EVERYTHING
     clip_norm: float | None = None
 
     def _build(self, domain, context=None):
@@ -78,7 +84,19 @@ def model():
         return LeanVAE(DOMAIN)
 
 
-def paired(x, batch, blocks, **options):
+def looped(x, config, tracker):
+    pofx.learn.run(model(), x, config=config, tracker=tracker, device="cpu")
+
+
+def fitted(x, config, tracker):
+    """The assembly of `pofx.fit`, on the array and schema a user would hand over."""
+    rows = gather(x, schema=DOMAIN, holdout=x[:1])
+    with pofx.learn.isolated(0):
+        whole = assemble(config, rows.domain, rows.train, prepare(rows.domain, rows.train, config.takes))
+    pofx.learn.run(whole, rows.train, config=config, tracker=tracker, device="cpu")
+
+
+def paired(learn, x, batch, blocks, **options):
     """CPU seconds a step of the loop and of the bare one, block by block."""
     steps, bare, pairs = len(x) // batch, Bare(x, batch), []
     clock = time.process_time()
@@ -91,7 +109,7 @@ def paired(x, batch, blocks, **options):
         pairs.append(((between - clock) / steps, (after - between) / steps))
         clock = time.process_time()
 
-    pofx.learn.run(model(), x, config=Config(batch_size=batch, max_epochs=blocks + 3, **options), tracker=end_of_epoch, device="cpu")
+    learn(x, Config(batch_size=batch, max_epochs=blocks + 3, **options), end_of_epoch)
     return pairs[3:]
 
 
@@ -112,13 +130,14 @@ if __name__ == "__main__":
     print(f"{'batch':>5}  {'loop with':24}{'ms/step':>9}{'bare':>9}{'adds µs':>9}{'ratio':>8}")
     for batch in (128, 1):
         x = (torch.rand(batch * arguments.steps, D, generator=torch.Generator().manual_seed(0)) < 0.2).float()
-        for name, options in {
-            "nothing": {},
-            "clipping": {"clip_norm": 10.0},
-            "averaging": {"ema": 0.999},
-            "clipping and averaging": {"clip_norm": 10.0, "ema": 0.999},
-        }.items():
-            loop, bare, added = figures(paired(x, batch, arguments.blocks, **options))
+        for name, learn, options in (
+            ("nothing", looped, {}),
+            ("fit", fitted, {}),
+            ("clipping", looped, {"clip_norm": 10.0}),
+            ("averaging", looped, {"ema": 0.999}),
+            ("clipping and averaging", looped, {"clip_norm": 10.0, "ema": 0.999}),
+        ):
+            loop, bare, added = figures(paired(learn, x, batch, arguments.blocks, **options))
             results[f"{name}, batch {batch}"] = {"ms": loop, "bare_ms": bare, "added_us": added, "ratio": loop / bare}
             print(f"{batch:5}  {name:24}{loop:9.3f}{bare:9.3f}{added:9.0f}{loop / bare:8.3f}")
     print(json.dumps({name: {k: round(v, 4) for k, v in row.items()} for name, row in results.items()}))

@@ -99,7 +99,7 @@ def test_expectation_has_its_error(normal):
 
 
 def test_impute_keeps_what_is_seen_and_fills_the_rest(penguins):
-    test = pofx.load("penguins").test
+    test = pofx.load("penguins").test.set_index(np.arange(1000, 1000 + len(pofx.load("penguins").test)))
     holes = test.copy()
     holes.loc[holes.index[::2], "species"] = None
     holes.loc[holes.index[1::2], "body_mass_g"] = np.nan
@@ -111,6 +111,7 @@ def test_impute_keeps_what_is_seen_and_fills_the_rest(penguins):
     assert accuracy > 0.9
     draws = penguins.impute(holes, n=3)
     assert len(draws) == 3
+    assert list(full.index) == list(draws[0].index) == list(holes.index)
     assert not draws[0].equals(draws[1])
 
 

@@ -17,7 +17,7 @@ from pofx.ask import files
 from pofx.ask.evidence import point
 from pofx.ask.origin import Origin
 from pofx.ask.questions import kinds
-from pofx.data import Container, container_of, decode, encode, read
+from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.domain import Domain
 from pofx.errors import OptionError
 from pofx.learn import Record
@@ -157,8 +157,9 @@ class PofX:
         x = self._encode(rows, self.domain)
         generator = self._generator(self.seed if seed is None else seed)
         if n is None:
-            return decode(self.model.impute(x, generator=generator).cpu(), self.domain, container)
-        return [decode(self.model.complete(x, generator=generator).cpu(), self.domain, container) for _ in range(n)]
+            return like(rows, decode(self.model.impute(x, generator=generator).cpu(), self.domain, container))
+        drawn = (self.model.complete(x, generator=generator).cpu() for _ in range(n))
+        return [like(rows, decode(each, self.domain, container)) for each in drawn]
 
     def mode(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> Answer:  # noqa: ANN401
         """A most probable row, the evidence kept; the label says how far to trust the maximum."""

@@ -17,6 +17,7 @@ _PLACES = {
     "decode": "containers",
     "encode": "encoding",
     "infer_domain": "inference",
+    "like": "containers",
     "load": "builtin",
     "read": "readers",
     "split": "checks",
@@ -32,6 +33,7 @@ __all__ = [
     "decode",
     "encode",
     "infer_domain",
+    "like",
     "load",
     "names_a_set",
     "read",
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from pofx.data.builtin import DataSet, load
     from pofx.data.catalogue import DATASETS, names_a_set
     from pofx.data.checks import check_training, split
-    from pofx.data.containers import Container, container_of, decode
+    from pofx.data.containers import Container, container_of, decode, like
     from pofx.data.encoding import encode
     from pofx.data.inference import infer_domain
     from pofx.data.readers import read

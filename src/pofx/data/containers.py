@@ -112,6 +112,13 @@ def decode(x: Float[Tensor, "N D"], domain: Domain, container: Container) -> Any
         raise DataError(f"the rows came from {container.library}, which is not installed: pip install {container.library}") from error
 
 
+def like(rows: Any, filled: Any) -> Any:  # noqa: ANN401
+    """The filled rows under the index of the rows they stand for, where those have one."""
+    if isinstance(rows, pd.DataFrame) and isinstance(filled, pd.DataFrame):
+        filled.index = rows.index
+    return filled
+
+
 _TEXT = {"pandas": "str", "polars": "String", "pyarrow": "string"}
 
 

@@ -42,7 +42,7 @@ def learn_full_batch(model: FullBatch, x: Tensor, holdout: Tensor | None, genera
 
 def _loss(model: FullBatch, rows: Tensor, generator: torch.Generator) -> float | None:
     """Mean of -log p of the rows; None where the model can not marginalise their missing cells."""
-    model = cast("Model", model)
-    if model.missing is Kind.NONE and bool(rows.isnan().any()):
+    density = cast("Model", model)
+    if density.missing is Kind.NONE and bool(rows.isnan().any()):
         return None
-    return -float(model.log_prob(rows, generator=generator).mean())
+    return -float(density.log_prob(rows, generator=generator).mean())

@@ -38,7 +38,7 @@ def labelled(kind: Kind) -> Callable[[Hook], Hook]:
 class Takes(StrEnum):
     """Which variables a family models as they are; preparation lifts the others."""
 
-    EVERYTHING = "everything"
+    EVERYTHING = "everything"  # rows come in float64, as the user has them: the family standardises before it rounds
     DISCRETE = "discrete"  # counts and levels as they are, continuous variables as standardised reals
     REALS = "reals"  # every variable becomes a standardised real: discrete ones by dequantisation
 

@@ -8,7 +8,7 @@ import torch
 
 from pofx.domain import Domain, Variable
 from pofx.domain import VariableKind as K
-from pofx.errors import DataError, FileError, OptionError, Unavailable
+from pofx.errors import DataError, FileError, Unavailable
 from pofx.models.classical.density_tree import DensityTreeConfig
 from pofx.models.classical.histogram import HistogramConfig
 from pofx.models.registry import family
@@ -401,5 +401,5 @@ def test_no_rows_in_no_rows_out(models, form):
 
 @pytest.mark.parametrize("name", ["histogram", "density_tree"])
 def test_conditions_are_refused(name):
-    with pytest.raises(OptionError, match=r"not p\(x | c\)"):
+    with pytest.raises(Unavailable, match=r"p\(x \| c\): it learns the joint law"):
         family(name).configure({}).build(FEW, LEVELS)

@@ -125,7 +125,7 @@ def _mistaken(r: Result) -> Estimate | None:
 QUESTIONS = (
     Question("samples like the data (MMD²)", _mmd, lambda v, e: f"{v:.4f} ± {e:.4f}"),
     Question(
-        "samples hard to tell from the data (C2ST)", _told_apart, lambda v, e: f"accuracy {0.5 + v:.2f} ± {e:.2f}; 0.5 = indistinguishable"
+        "samples hard to tell from the data (C2ST)", _told_apart, lambda v, e: f"accuracy {v:.2f} ± {e:.2f} from 0.5, where none can tell"
     ),
     Question("representation", _mistaken, lambda v, e: f"{1 - v:.1%} ± {e:.1%} of labels found from the nearest codes"),
     Question("time to learn", lambda r: None if r.learning is None else (r.learning.seconds, 0.0), lambda v, _: duration(v)),

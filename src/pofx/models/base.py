@@ -304,7 +304,12 @@ class FamilyConfig(BaseModel, abc.ABC):
             Unavailable: there is a context, but the family learns joint laws only.
         """
         if context is not None and not self.conditional:
-            raise Unavailable("p(x | c)", type(self).__name__, "it learns the joint law", instead="fit all columns and ask `conditional`")
+            raise Unavailable(
+                "p(x | c)",
+                type(self).__name__.removesuffix("Config"),
+                "it learns the joint law",
+                instead="fit all columns and ask `conditional`",
+            )
         return self._build(domain, context)
 
     @abc.abstractmethod

@@ -32,6 +32,7 @@ class Completed(Model):
     """
 
     missing = Kind.BOUND
+    rows_at_once = 256  # each becomes `draws` rows of the base
 
     def __init__(self, base: Model, proposal: Model, *, draws: int = 16) -> None:
         super().__init__(base.domain, base.context)
@@ -68,8 +69,7 @@ class Completed(Model):
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         if not bool(x.isnan().any()):
             return self.base._log_prob_and_error(x, c, generator)
-        weights = torch.stack([self._weighed(x, c, generator)[1] for _ in range(self.draws)])
-        return log_mean_exp_and_error(weights)
+        return log_mean_exp_and_error(self._weighed(x, c, generator)[1])
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self.base._sample(n, c, generator)
@@ -77,15 +77,15 @@ class Completed(Model):
     @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
         mean = WeightedMean()
-        for _ in range(self.draws):
-            mean.add(*self._weighed(x, None, generator))
+        for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
+            mean.add(whole, log_weight)
         return torch.where(x.isnan(), mean.value.to(x.dtype), x)
 
     @labelled(Kind.ESTIMATE)
     def _complete(self, x: X, generator: Generator) -> X:
         pick = WeightedPick(generator)
-        for _ in range(self.draws):
-            pick.add(*self._weighed(x, None, generator))
+        for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
+            pick.add(whole, log_weight)
         return pick.value
 
     def _drawn(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -96,9 +96,10 @@ class Completed(Model):
         return torch.where(x.isnan(), whole.to(x.dtype), x), torch.where(x.isnan().any(-1), log_q, 0.0)
 
     def _weighed(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Completed rows and log p(x) - log q(x_m | x_o)."""
-        whole, log_q = self._drawn(x, generator)
-        return whole, self.base._log_prob(whole, c, generator).double() - log_q
+        """Completed rows (S, N, D) and log p(x) - log q(x_m | x_o), (S, N), in one pass of the base."""
+        whole, log_q = self._drawn(x.repeat(self.draws, 1), generator)
+        log_p = self.base._log_prob(whole, None if c is None else c.repeat(self.draws, 1), generator)
+        return whole.reshape(self.draws, *x.shape), (log_p.double() - log_q).reshape(self.draws, len(x))
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.base._encode(self.proposal.impute(x.double()).to(x.dtype), c)

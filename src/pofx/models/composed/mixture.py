@@ -32,6 +32,11 @@ class MixtureOfModels(Model):
         self.register_buffer("log_weights", log_weights.detach().double().log_softmax(0))
         self.missing = models[0].missing
 
+    @property
+    def noun(self) -> str:
+        """That of its parts."""
+        return self.models[0].noun
+
     def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
         """An average of the parts' answers: an estimate where all is well."""
         return super().answers(question, seen).worst(self.models[0].answers(question, seen)).worst(Kind.ESTIMATE)

@@ -197,9 +197,10 @@ class Prepared(Model):
         mean = WeightedMean()
         for _ in range(CELL_POINTS):
             u, log_weight = self._weighed(x, generator)
-            drawn = self._to_user(self.base.complete(u, generator=generator))
-            centre = self._to_user(self.base.impute(u, generator=generator))
-            mean.add(levels.with_votes(torch.where(straight, centre, drawn)), log_weight)
+            filled = self._to_user(self.base.complete(u, generator=generator))
+            if bool(straight.any()):
+                filled = torch.where(straight, self._to_user(self.base.impute(u, generator=generator)), filled)
+            mean.add(levels.with_votes(filled), log_weight)
         return torch.where(x.isnan(), levels.elected(mean.value), x)
 
     def _complete(self, x: X, generator: Generator) -> X:

@@ -10,6 +10,8 @@ import torch
 
 import pofx
 from pofx.errors import DataError, OptionError, Unavailable
+from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
+from pofx.models.classical.gaussian import GaussianConfig
 from pofx.types import Answer, Kind
 
 
@@ -163,3 +165,50 @@ BAD = {
 def test_a_bad_question_is_one_sentence(penguins, ask, error, fragment):
     with pytest.raises(error, match=fragment):
         ask(penguins)
+
+
+class Unit(Model, FullBatch):
+    """A normal of deviation 1: the least a family of one's own can be."""
+
+    def __init__(self, domain):
+        super().__init__(domain)
+        self.register_buffer("mu", torch.zeros(len(domain), dtype=torch.float64))
+
+    def steps(self, x, *, holdout=None, generator=None):
+        self.mu = x.mean(0)
+        yield float(self._log_prob(x, None, None).mean())
+
+    def _log_prob(self, x, c, generator):
+        return torch.distributions.Normal(self.mu, 1.0).log_prob(x).sum(-1)
+
+    def _sample(self, n, c, generator):
+        return self.mu + torch.randn(n, len(self.mu), generator=generator)
+
+
+class UnitConfig(FamilyConfig):
+    takes = Takes.EVERYTHING
+    shift: float = 0.0
+
+    def _build(self, domain, context):
+        return Unit(domain)
+
+
+def test_a_family_of_ones_own_is_learned_and_asked(tmp_path):
+    rows = np.random.RandomState(0).randn(300, 2)
+    p = pofx.fit(rows, UnitConfig(), holdout=rows[:10])
+    expected = -0.5 * ((rows - rows.mean(0)) ** 2).sum(1) - math.log(2 * math.pi)
+    np.testing.assert_allclose(p.log_prob(rows), expected, rtol=1e-12)
+    assert p.questions["sample"] is Kind.EXACT
+    with pytest.raises(OptionError, match="there is no family 'UnitConfig'"):
+        p.save(tmp_path / "p.safetensors")
+
+
+def test_options_stand_for_their_family():
+    rows = np.random.RandomState(0).randn(300, 2)
+    p = pofx.fit(rows, GaussianConfig(prior_rows=1.0))
+    assert p.origin.family == "gaussian"
+    assert p.origin.config.prior_rows == 1.0
+    with pytest.raises(OptionError, match="'prior_rows' stands beside GaussianConfig"):
+        pofx.fit(rows, GaussianConfig(), prior_rows=2.0)
+    with pytest.raises(OptionError, match="a family is a name or its options"):
+        pofx.fit(rows, Unit)

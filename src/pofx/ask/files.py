@@ -56,7 +56,12 @@ class Header(BaseModel):
 
 
 def save(path: str | PathLike[str], model: Model, origin: Origin, container: Container, seed: int) -> None:
-    """Write a learned model, atomically: a kill at any moment leaves the old or the new file, whole."""
+    """Write a learned model, atomically: a kill at any moment leaves the old or the new file, whole.
+
+    Raises:
+        OptionError: the family is not registered, so that no one could open the file.
+    """
+    registered(origin.family)
     text = _header(model, origin, container, seed).model_dump_json()
     tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()} | _probe(model, seed)
     write_atomically(Path(path), tensor_bytes(tensors, {KEY: text, "digest": digest(text, tensors)}))

@@ -21,7 +21,7 @@ from pofx.errors import OptionError, Unavailable
 from pofx.learn import isolated, run
 from pofx.models import composed
 from pofx.models.base import FamilyConfig
-from pofx.models.registry import families
+from pofx.models.registry import families, name_of
 from pofx.models.registry import family as registered
 
 HOLDOUT_SHARE = 0.1
@@ -87,7 +87,7 @@ def gather(data: Any, *, given: str | Sequence[str] | None = None, holdout: Any 
 
 def fit(
     data: Any,  # noqa: ANN401
-    family: str = "gmm",
+    family: Any = "gmm",  # noqa: ANN401
     *,
     given: str | Sequence[str] | None = None,
     holdout: Any = None,  # noqa: ANN401
@@ -103,7 +103,7 @@ def fit(
 
     Args:
         data: a frame (pandas, polars, pyarrow), array, tensor, path, or the name of a built-in set; missing cells allowed.
-        family: a name of `pofx.families()`.
+        family: a name of `pofx.families()`, or options of a family, your own included.
         given: columns to condition on.
         holdout: rows that learning is watched on; a tenth of the data when none are given.
         schema: the domain, or corrections to the inferred one, column -> kind.
@@ -112,14 +112,14 @@ def fit(
         device: "cpu", "cuda", ...; "auto" takes an accelerator when there is one.
         checkpoint: a file to write to while learning and to go on from when it exists.
         progress: show a bar; None shows it on a terminal.
-        **options: the family's own, as `pofx families NAME` lists them.
+        **options: the named family's own, as `pofx families NAME` lists them.
 
     Raises:
         PofxError: data or options that can not work, before learning starts.
     """
-    config = registered(family).configure(options)
+    config = _configured(family, options)
     rows = gather(data, given=given, holdout=holdout, schema=schema, seed=seed)
-    return learn(rows, family, config, seed=seed, budget=budget, device=device, checkpoint=checkpoint, progress=progress)
+    return learn(rows, name_of(config), config, seed=seed, budget=budget, device=device, checkpoint=checkpoint, progress=progress)
 
 
 def learn(
@@ -155,6 +155,16 @@ def learn(
     )
     origin = Origin(family, config, rows.table, record, bool(x.isnan().any()))
     return PofX(model, rows.container, seed=seed, origin=origin)
+
+
+def _configured(family: Any, options: Mapping[str, Any]) -> FamilyConfig:  # noqa: ANN401
+    if isinstance(family, str):
+        return registered(family).configure(options)
+    if not isinstance(family, FamilyConfig):
+        raise OptionError(f"a family is a name or its options (a FamilyConfig), got {type(family).__name__}")
+    for name in options:
+        raise OptionError(f"{name!r} stands beside {type(family).__name__}, which has the options already: set it there")
+    return family
 
 
 def _domain(source: Any, schema: Schema) -> Domain:  # noqa: ANN401

@@ -21,7 +21,7 @@ from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
 from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model
-from pofx.models.registry import families
+from pofx.models.registry import name_of
 from pofx.objectives import Likelihood
 
 PRECISIONS = ("full", "bf16")
@@ -93,7 +93,7 @@ def run(
                 model.initialise(train.x, train.c)
                 objective = Likelihood(model, torch.compile(model.loss) if compile else model.loss)
                 outcome = descend(objective, train, held, _gradient(config), seed, watch, partial(_lowered, precision, where))
-    return Record(_family(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))
+    return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))
 
 
 def _check_rows(x: Tensor, c: Tensor | None, holdout: Tensor | None, holdout_c: Tensor | None) -> None:
@@ -132,18 +132,12 @@ def _lowered(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def _family(config: FamilyConfig) -> str:
-    """The family's name in the registry, or the class of an unregistered one."""
-    where = f"{type(config).__module__}:{type(config).__qualname__}"
-    return next((name for name, family in families().items() if family.where == where), type(config).__qualname__)
-
-
 def _identity(config: FamilyConfig, seed: int, precision: str, ranks: int, train: Rows, held: Rows | None) -> dict[str, Any]:
     """What two stretches of one run have in common. How long to go on is no part of it, unless the warm-up follows from it."""
     length = {"patience"} if getattr(config, "warmup", 0.0) else {"patience", "max_epochs"}
     tensors = (train.x, train.c) + ((None, None) if held is None else (held.x, held.c))
     return {
-        "family": _family(config),
+        "family": name_of(config),
         "options": config.model_dump(mode="json", exclude=length),
         "seed": seed,
         "precision": precision,

@@ -89,6 +89,12 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in (*FAMILIES, *others)}
 
 
+def name_of(config: "FamilyConfig") -> str:
+    """The family's name, or the class of options that no family is registered with."""
+    where = f"{type(config).__module__}:{type(config).__qualname__}"
+    return next((name for name, one in families().items() if one.where == where), type(config).__qualname__)
+
+
 def family(name: str) -> Family:
     """The family of that name.
 

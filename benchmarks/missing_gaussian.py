@@ -46,7 +46,7 @@ def column_means(holes, _repeat):
 
 
 def iterative(holes, _repeat):
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401, imported for its effect: it lets the next line work
     from sklearn.impute import IterativeImputer
 
     return IterativeImputer(max_iter=20, random_state=0, tol=1e-12).fit_transform(holes)

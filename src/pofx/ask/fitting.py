@@ -87,7 +87,7 @@ def gather(data: Any, *, given: str | Sequence[str] | None = None, holdout: Any 
 
 def fit(
     data: Any,  # noqa: ANN401
-    family: Any = "gmm",  # noqa: ANN401
+    family: object = "gmm",
     *,
     given: str | Sequence[str] | None = None,
     holdout: Any = None,  # noqa: ANN401
@@ -157,7 +157,7 @@ def learn(
     return PofX(model, rows.container, seed=seed, origin=origin)
 
 
-def _configured(family: Any, options: Mapping[str, Any]) -> FamilyConfig:  # noqa: ANN401
+def _configured(family: object, options: Mapping[str, Any]) -> FamilyConfig:
     if isinstance(family, str):
         return registered(family).configure(options)
     if not isinstance(family, FamilyConfig):

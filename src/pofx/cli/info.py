@@ -19,7 +19,7 @@ def of_file(path: Path) -> str:
     size = sum(t.numel() for t in model.state_dict().values())
     return "\n".join(
         (
-            f"{origin.family}{given}, saved by pofx {origin.record.versions['pofx']}, {size} numbers",
+            f"{origin.family}{given}, saved by pofx {origin.record.versions.get('pofx', 'of an unknown version')}, {size} numbers",
             f"options: {origin.config.model_dump(mode='json')}",
             f"learned: {origin.record.summary()}",
             f"answers: {', '.join(answers)}",

@@ -6,7 +6,7 @@ was learned from: same labels, order, types, categories.
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import narwhals as nw
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
+Table = TypeVar("Table")
 TABLES, ARRAYS = ("pandas", "polars", "pyarrow"), ("numpy", "torch")
 
 
@@ -112,7 +113,7 @@ def decode(x: Float[Tensor, "N D"], domain: Domain, container: Container) -> Any
         raise DataError(f"the rows came from {container.library}, which is not installed: pip install {container.library}") from error
 
 
-def like(rows: Any, filled: Any) -> Any:  # noqa: ANN401
+def like(rows: object, filled: Table) -> Table:
     """The filled rows under the index of the rows they stand for, where those have one."""
     if isinstance(rows, pd.DataFrame) and isinstance(filled, pd.DataFrame):
         filled.index = rows.index

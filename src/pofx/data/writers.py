@@ -8,7 +8,7 @@ import numpy as np
 from pofx.errors import DataError
 
 
-def write(table: Any, path: Path) -> None:  # noqa: ANN401
+def write(table: object, path: Path) -> None:
     """Write rows to a file.
 
     Raises:
@@ -24,7 +24,7 @@ def write(table: Any, path: Path) -> None:  # noqa: ANN401
         raise DataError(f"{path} has an unknown ending: use .csv, .csv.gz, .tsv, .parquet or .npy")
 
 
-def as_csv(table: Any) -> str:  # noqa: ANN401
+def as_csv(table: object) -> str:
     """Rows as the text of a CSV file."""
     return str(_frame(table).to_csv(index=False))
 

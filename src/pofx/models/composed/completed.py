@@ -1,7 +1,7 @@
 """Rows with missing cells for a family that needs whole rows: integrate them out under a proposal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from pofx.models.base import FullBatch, Model, labelled
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.types import Context, Generator, Kind, Latent, Nats, X
+
+ROWS = 256  # with missing cells, of one pass: each becomes as many rows of the base as there are draws
 
 
 class Completed(Model):
@@ -32,7 +34,6 @@ class Completed(Model):
     """
 
     missing = Kind.BOUND
-    rows_at_once = 256  # each becomes `draws` rows of the base
 
     def __init__(self, base: Model, proposal: Model, *, draws: int = 16) -> None:
         super().__init__(base.domain, base.context)
@@ -69,20 +70,29 @@ class Completed(Model):
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         if not bool(x.isnan().any()):
             return self.base._log_prob_and_error(x, c, generator)
-        return log_mean_exp_and_error(self._weighed(x, c, generator)[1])
+        parts = [log_mean_exp_and_error(self._weighed(rows, k, generator)[1]) for rows, k in _parts(x, c)]
+        value, error = (torch.cat(column) for column in zip(*parts, strict=True))
+        return value, error
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self.base._sample(n, c, generator)
 
     @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
-        mean = WeightedMean()
-        for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
-            mean.add(whole, log_weight)
-        return torch.where(x.isnan(), mean.value.to(x.dtype), x)
+        mean = torch.cat([self._averaged(rows, generator) for rows, _ in _parts(x, None)])
+        return torch.where(x.isnan(), mean.to(x.dtype), x)
 
     @labelled(Kind.ESTIMATE)
     def _complete(self, x: X, generator: Generator) -> X:
+        return torch.cat([self._picked(rows, generator) for rows, _ in _parts(x, None)])
+
+    def _averaged(self, x: Tensor, generator: Generator) -> Tensor:
+        mean = WeightedMean()
+        for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
+            mean.add(whole, log_weight)
+        return mean.value
+
+    def _picked(self, x: Tensor, generator: Generator) -> Tensor:
         pick = WeightedPick(generator)
         for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
             pick.add(whole, log_weight)
@@ -106,6 +116,12 @@ class Completed(Model):
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self.base._decode(z, c)
+
+
+def _parts(x: Tensor, c: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A few rows at a time, with their conditions."""
+    for at in torch.arange(len(x), device=x.device).split(ROWS):
+        yield x[at], None if c is None else c[at]
 
 
 def log_mean_exp_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:

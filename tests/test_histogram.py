@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from pofx.distributions.axis import Rule, axis
 from pofx.domain import Domain, Variable
 from pofx.domain import VariableKind as K
 from pofx.errors import OptionError
-from pofx.models.classical.axis import Rule, axis
 from pofx.models.classical.grid import bins_per_axis
 from pofx.models.classical.histogram import Histogram, HistogramConfig
 

@@ -38,7 +38,7 @@ def prepare(domain: Domain, x: Tensor, takes: str) -> Preparation:
     Args:
         domain: what x is.
         x: training rows.
-        takes: everything, discrete or reals; see `pofx.transforms.plan`.
+        takes: everything, scaled, discrete or reals; see `pofx.transforms.plan`.
     """
     lift, transform = plan.plan(domain, takes)
     if lift is not None:
@@ -89,9 +89,20 @@ def _standardise(transform: Elementwise, domain: Domain, lift: Lift | None, y: T
             shift[d], scale[d] = 0.0, 1.0
         elif lift is not None and d in lift.celled:
             continue
+        elif transform.scales[d] is Scale.IDENTITY and variable.kind is not VariableKind.REAL:
+            shift[d], scale[d] = 0.0, _unit(variable, v[:, d : d + 1])
         elif variable.spike is not None:
             shift[d], scale[d] = variable.spike, location_and_scale(v[v[:, d] != variable.spike][:, d : d + 1])[1][0]
         elif variable.resolution is not None:
             shift[d] = on_grid(shift[d], torch.tensor(variable.resolution, dtype=torch.float64, device=shift.device))
     transform.shift.copy_(shift)
     transform.scale.copy_(scale)
+
+
+def _unit(variable: Variable, v: Tensor) -> float:
+    """What a positive variable is divided by: an atom then lies at 0 or 1, whatever the dtype behind. An interval stays."""
+    if variable.kind is VariableKind.INTERVAL:
+        return 1.0
+    if variable.spike:
+        return abs(variable.spike)
+    return float(location_and_scale(v[v[:, 0] != variable.spike])[1][0])

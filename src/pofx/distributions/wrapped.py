@@ -67,6 +67,9 @@ class PointMass(Law):
         return x.new_zeros(x.shape[1], weights.shape[-1], 0)
 
 
+_SLACK = 1e-3  # of a cell, by which a value may miss the support: the rounding error of its number type
+
+
 @dataclass(frozen=True)
 class Gridded(NewtonFit):
     """p(x) = P(x - r/2 < X <= x + r/2) / r with X of the continuous law: the density of a value rounded to a grid.
@@ -101,7 +104,13 @@ class Gridded(NewtonFit):
         return lower - self.resolution / 2, upper + self.resolution / 2
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
-        return self.law.log_mass(parameters, x, self.resolution) - math.log(self.resolution)
+        log_p = self.law.log_mass(parameters, x, self.resolution) - math.log(self.resolution)
+        lower, upper = self.law.support
+        if math.isinf(lower) and math.isinf(upper):
+            return log_p
+        # The cell of an end reaches beyond it, but a value rounded from inside does not.
+        slack = _SLACK * self.resolution
+        return torch.where((x < lower - slack) | (x > upper + slack), -torch.inf, log_p)
 
     def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
         return self._rounded(self.law.sample(parameters, generator=generator))

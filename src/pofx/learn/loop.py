@@ -49,7 +49,7 @@ def descend(
     """
     device, rank = train.x.device, watch.ranks.rank
     with isolated(seed_of(seed, Stream.TORCH, rank), device):
-        state = State(objective.players, config, Streams(seed, rank, device), watch.ranks)
+        state = State(objective.players, config, len(train), Streams(seed, rank, device), watch.ranks)
         saved = watch.checkpoint.load() if watch.checkpoint else None
         if saved is not None:
             state.restore(*saved)
@@ -70,7 +70,7 @@ class _Descent:
     def __post_init__(self) -> None:
         self.at, self.ranks = self.state.position, self.watch.ranks
         self.averaging = {name: self.ranks.averaging(parameters) for name, parameters in self.state.parameters.items()}
-        self.warmup_steps = self.config.warmup * self.config.max_epochs * -(-len(self.train) // self.config.batch_size)
+        self.steps = self.config.max_epochs * -(-len(self.train) // self.config.batch_size)
         self.losses: list[tuple[Tensor, int]] = []  # of the steps since the last look, with their numbers of rows
         self.recent = math.nan  # their mean at the last look that found some
 
@@ -111,8 +111,8 @@ class _Descent:
         return None
 
     def _step(self, batch: Tensor) -> None:
-        if self.at.step < self.warmup_steps:
-            self.state.set_learning_rate(self.config.learning_rate * min(1.0, (self.at.step + 1) / self.warmup_steps))
+        if self.config.scheduled:
+            self.state.set_learning_rate(self._learning_rate())
         x, c = self.train.at(self.ranks.part(batch))
         for turn, (player, loss) in enumerate(self._turns(x, c)):
             value = loss.sum() * (self.ranks.size / len(batch))
@@ -126,6 +126,12 @@ class _Descent:
                 self.losses.append((value.detach(), len(batch)))
         self.at.step += 1
         self.at.batch += 1
+
+    def _learning_rate(self) -> float:
+        """Up over the warm-up, down geometrically over the whole run: its steps, or its budget of time if that ends first."""
+        done = max(self.at.step / self.steps, self.watch.share)
+        rise = min(1.0, (self.at.step + 1) / (self.config.warmup * self.steps)) if self.config.warmup else 1.0
+        return self.config.learning_rate * rise * self.config.final_rate**done
 
     def _turns(self, x: Tensor, c: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         turns = self.objective(x, c, self.state.streams.noise)

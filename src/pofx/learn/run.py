@@ -1,6 +1,9 @@
 """run: from an untrained model and rows to a learned model and the record of how."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -14,9 +17,10 @@ from pofx.learn.checkpoint import Checkpoint, fingerprint
 from pofx.learn.distributed import choose_device, joined
 from pofx.learn.full_batch import learn_full_batch
 from pofx.learn.interrupt import deferred_interrupt
-from pofx.learn.loop import descend
+from pofx.learn.loop import Autocast, descend
 from pofx.learn.progress import shown
-from pofx.learn.record import Record
+from pofx.learn.race import SHARE, race
+from pofx.learn.record import Outcome, Record
 from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
@@ -90,10 +94,32 @@ def run(
                 rows = None if held is None else held.x
                 outcome = learn_full_batch(model, train.x, rows, Streams(seed, 0, where).noise, watch)
             else:
-                model.initialise(train.x, train.c)
-                objective = Likelihood(model, torch.compile(model.loss) if compile else model.loss)
-                outcome = descend(objective, train, held, _gradient(config), seed, watch, partial(_lowered, precision, where))
+                learner = _Learner(train, held, seed, compile, partial(_lowered, precision, where))
+                heat = partial(learner.heat, model, watch.part(SHARE))
+                config = race(_gradient(config).for_rows(len(train)).rivals(), heat, judged=held is not None)
+                outcome = learner.descend(model, config, watch)
     return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """What the runs of a race and the one that counts have in common."""
+
+    train: Rows
+    held: Rows | None
+    seed: int
+    compiled: bool
+    autocast: Autocast
+
+    def descend(self, model: Model, config: GradientConfig, watch: Watch) -> Outcome:
+        model.initialise(self.train.x, self.train.c)
+        objective = Likelihood(model, torch.compile(model.loss) if self.compiled else model.loss)
+        return descend(objective, self.train, self.held, config, self.seed, watch, self.autocast)
+
+    def heat(self, model: Model, watch: Callable[[], Watch], config: GradientConfig) -> Outcome:
+        """A run of a copy, which takes nothing from the model nor from its randomness."""
+        with isolated(seed_of(self.seed, Stream.TORCH), self.train.x.device):
+            return self.descend(deepcopy(model), config, watch())
 
 
 def _check_rows(x: Tensor, c: Tensor | None, holdout: Tensor | None, holdout_c: Tensor | None) -> None:
@@ -133,8 +159,9 @@ def _lowered(precision: str, device: torch.device) -> AbstractContextManager[Non
 
 
 def _identity(config: FamilyConfig, seed: int, precision: str, ranks: int, train: Rows, held: Rows | None) -> dict[str, Any]:
-    """What two stretches of one run have in common. How long to go on is no part of it, unless the warm-up follows from it."""
-    length = {"patience"} if getattr(config, "warmup", 0.0) else {"patience", "max_epochs"}
+    """What two stretches of one run have in common. How long to go on is no part of it, unless the learning rates follow from it."""
+    scheduled = isinstance(config, GradientConfig) and config.scheduled
+    length = {"patience"} if scheduled else {"patience", "max_epochs"}
     tensors = (train.x, train.c) + ((None, None) if held is None else (held.x, held.c))
     return {
         "family": name_of(config),

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -55,7 +54,8 @@ class State:
 
     Args:
         players: who learns, by name.
-        config: learning rate, weight decay, and the decay of the average.
+        config: the optimiser, and the decay of the average.
+        rows: how many there are to learn from.
         streams: the randomness of this process.
         ranks: the processes that learn together.
 
@@ -63,13 +63,13 @@ class State:
         TrainingError: a player has no parameters to learn.
     """
 
-    def __init__(self, players: Mapping[str, nn.Module], config: GradientConfig, streams: Streams, ranks: Ranks) -> None:
+    def __init__(self, players: Mapping[str, nn.Module], config: GradientConfig, rows: int, streams: Streams, ranks: Ranks) -> None:
         self.players = players
         self.parameters = {name: [p for p in player.parameters() if p.requires_grad] for name, player in players.items()}
         for name, parameters in self.parameters.items():
             if not parameters:
                 raise TrainingError(f"player {name!r} ({type(players[name]).__name__}) has no parameters that gradients could move")
-        self.optimisers = {name: _adam(parameters, config) for name, parameters in self.parameters.items()}
+        self.optimisers = {name: config.optimiser(players[name], parameters, rows) for name, parameters in self.parameters.items()}
         self.decay = config.ema
         self.averages = {name: [p.detach().clone() for p in ps] for name, ps in self.parameters.items()} if config.ema else {}
         self.streams, self.ranks = streams, ranks
@@ -173,12 +173,6 @@ class State:
         of_each = {i: _below(f"optimiser.{name}.{i}.", tensors) for i in range(len(self.parameters[name]))}
         moments = {i: {leaf: found[leaf] for leaf in ADAM} for i, found in of_each.items() if found}
         optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def _adam(parameters: list[nn.Parameter], config: GradientConfig) -> torch.optim.Optimizer:
-    # AdamW without decay is Adam. Fused: one kernel for all parameters instead of a dozen for each.
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

@@ -48,6 +48,11 @@ class Watch:
         self._period = PERIOD if checkpoint is None else min(PERIOD, checkpoint.every)
         self._start = self._last_look = self._last_save = time.monotonic()
         self._steps = self._left = 0
+        self.share = 0.0  # of the budget that was gone at the last look, the same on every rank
+
+    def part(self, share: float) -> "Callable[[], Watch]":
+        """Makes watches of a share of this one's budget, which save and tell nothing."""
+        return lambda: Watch(self.ranks, self._interrupted, self.progress, budget=share * self.budget)
 
     def starts_after(self, seconds: float) -> None:
         """Count the seconds of a run that is resumed."""
@@ -69,8 +74,9 @@ class Watch:
         room = min(self._period, self.budget - self.seconds)
         steps = min(self._steps * room / max(now - self._last_look, 1e-9), MOST_STEPS)
         save = self.checkpoint is not None and now - self._last_save >= self.checkpoint.every
-        wishes = (not self._interrupted(), self.seconds < self.budget, not save, max(1, int(steps)))
-        going, in_time, not_yet, left = self.ranks.least([float(wish) for wish in wishes])
+        gone = min(1.0, self.seconds / self.budget)
+        wishes = (not self._interrupted(), self.seconds < self.budget, not save, max(1, int(steps)), gone)
+        going, in_time, not_yet, left, self.share = self.ranks.least([float(wish) for wish in wishes])
         self._last_look, self._steps = now, int(left)
         self._left = self._steps - 1
         stop = "interrupted" if not going else None if in_time else f"its budget of {self.budget:g} s is spent"

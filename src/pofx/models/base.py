@@ -39,6 +39,7 @@ class Takes(StrEnum):
     """Which variables a family models as they are; preparation lifts the others."""
 
     EVERYTHING = "everything"  # rows come in float64, as the user has them: the family standardises before it rounds
+    SCALED = "scaled"  # as they are, but for a unit: reals standardised, positive ones over their scale; nothing is lifted
     DISCRETE = "discrete"  # counts and levels as they are, continuous variables as standardised reals
     REALS = "reals"  # every variable becomes a standardised real: discrete ones by dequantisation
 
@@ -235,6 +236,16 @@ class Model(nn.Module, abc.ABC):
             raise FileError(f"the file {'lacks' if name in own else 'has an unknown'} tensor {name!r}")
         for name, tensor in tensors.items():
             self._take(name, own[name], tensor)
+        for module in reversed(list(self.modules())):  # parts before what is made of them
+            if isinstance(module, Model):
+                module._settle()
+
+    def _settle(self) -> None:
+        """What follows from tensors that were just taken.
+
+        Raises:
+            FileError: they contradict each other.
+        """
 
     def _take(self, name: str, own: Tensor, new: Tensor) -> None:
         leaf = name.rpartition(".")[2]
@@ -294,6 +305,7 @@ class FamilyConfig(BaseModel, abc.ABC):
 
     takes: ClassVar[Takes] = Takes.REALS
     conditional: ClassVar[bool] = False  # whether `build` takes a context: p(x | c)
+    images: ClassVar[bool] = False  # whether x must have rows and columns
     cites: ClassVar[tuple[str, ...]] = ()  # BibTeX entries
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # search: option -> candidates, from the plainest up
 
@@ -301,8 +313,11 @@ class FamilyConfig(BaseModel, abc.ABC):
         """The untrained model on a prepared domain.
 
         Raises:
-            Unavailable: there is a context, but the family learns joint laws only.
+            Unavailable: there is a context, but the family learns joint laws only; or x is no image, but the family needs one.
         """
+        if self.images and len(domain.shape) not in (2, 3):
+            who, shape = type(self).__name__.removesuffix("Config"), domain.shape
+            raise Unavailable("fit", who, f"it learns images (H, W) or (C, H, W), got shape {shape}", families=("hclt", "vae"))
         if context is not None and not self.conditional:
             raise Unavailable(
                 "p(x | c)",
@@ -328,6 +343,26 @@ class GradientConfig(FamilyConfig, abc.ABC):
     clip_norm: float | None = Field(10.0, gt=0, description="gradients are scaled down to this norm; None: never")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which the learning rate rises from 0")
+    final_rate: float = Field(1.0, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate depends on how long the run is."""
+        return self.warmup > 0 or self.final_rate < 1
+
+    def for_rows(self, n: int) -> "GradientConfig":
+        """These options, with what the user left to the number of rows filled in."""
+        return self
+
+    def rivals(self) -> "tuple[GradientConfig, ...]":
+        """Ways to learn between which a short race on held-out rows decides; the first where there are none."""
+        return (self,)
+
+    def optimiser(self, player: nn.Module, parameters: list[nn.Parameter], rows: int) -> torch.optim.Optimizer:
+        """What steps the parameters of a player that learns from so many rows."""
+        # AdamW without decay is Adam. Fused: one kernel for all parameters instead of a dozen for each.
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
 
 
 def _split(c: Tensor | None, rows: int, size: int) -> Sequence[Tensor | None]:

@@ -77,6 +77,14 @@ FAMILIES = (
         baseline=True,
     ),
     Family("kde", "pofx.models.classical.kde:KernelDensityConfig", "a Gaussian kernel on every training row", baseline=True),
+    Family("chow_liu", "pofx.models.circuits.chow_liu:ChowLiuConfig", "the best Bayesian network that is a tree", baseline=True),
+    Family(
+        "hclt",
+        "pofx.models.circuits.families:HiddenChowLiuConfig",
+        "a circuit: a hidden state for each variable, along the tree of strongest dependence",
+    ),
+    Family("rat", "pofx.models.circuits.families:RandomTreesConfig", "a circuit: a mixture of trees that halve the variables at random"),
+    Family("quad_tree", "pofx.models.circuits.families:QuadTreeConfig", "a circuit of an image, its quarters, their quarters"),
     Family("realnvp", "pofx.models.flows.realnvp:RealNVPConfig", "a normalizing flow of affine couplings"),
     Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),
 )

@@ -1,6 +1,7 @@
 """Which maps lead from a domain to what a family takes: first a lift, then an elementwise bijection.
 
     everything  no map: the family models the domain as it is.
+    scaled      no lift: real variables standardised, positive ones over their scale, with their grid and atom carried along.
     discrete    counts and levels as they are; real variables standardised, with their resolution and atom carried along;
                 positive ones by their log, intervals by their logit, after a lift where they are rounded or have an atom.
     reals       every variable becomes a standardised real: codes as normal scores, rounded values and atoms as cells.
@@ -9,26 +10,31 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pofx.domain import CONTINUOUS, Domain, Variable, VariableKind
 from pofx.errors import OptionError
 from pofx.transforms.dequantise import Cells, Lift, NormalScores
 from pofx.transforms.elementwise import Elementwise, Scale
 
+SCALED = frozenset({VariableKind.REAL, VariableKind.POSITIVE})  # the kinds that have a unit
 MAX_SCORED = 1024  # codes with more values than this are cells of width 1: a table of their frequencies would be mostly empty
-TAKES = ("everything", "discrete", "reals")
+TAKES = ("everything", "scaled", "discrete", "reals")
 
 
 def plan(domain: Domain, takes: str) -> tuple[Lift | None, Elementwise | None]:
     """The maps, not yet fitted; None where nothing is to do.
 
     Raises:
-        OptionError: `takes` is none of everything, discrete, reals.
+        OptionError: `takes` is none of everything, scaled, discrete, reals.
     """
     if takes not in TAKES:
         raise OptionError(f"a family takes one of {', '.join(TAKES)}, got {takes!r}")
     if takes == "everything":
         return None, None
+    if takes == "scaled":
+        moved = any(v.kind in SCALED for v in domain.variables)
+        return None, Elementwise([Scale.IDENTITY] * len(domain), [v.spike for v in domain.variables]) if moved else None
     reals = takes == "reals"
     coded = [d for d, v in enumerate(domain.variables) if reals and (v.cardinality or MAX_SCORED + 1) <= MAX_SCORED]
     celled = [d for d, v in enumerate(domain.variables) if d not in coded and _needs_cells(v, reals)]
@@ -55,8 +61,20 @@ def image(domain: Domain, lift: Lift | None, transform: Elementwise | None, scal
     if scale is None:
         scale = [1.0] * len(domain) if transform is None else transform.scale.tolist()
     lifted = set() if lift is None else set(lift.lifted)
-    seen = (_image(v, d in lifted, s) for d, (v, s) in enumerate(zip(domain.variables, scale, strict=True)))
+    straight = [transform is None or s is Scale.IDENTITY for s in (transform.scales if transform else [None] * len(domain))]
+    seen = (
+        _scaled(v, s) if plain and d not in lifted and v.kind is not VariableKind.REAL else _image(v, d in lifted, s)
+        for d, (v, s, plain) in enumerate(zip(domain.variables, scale, straight, strict=True))
+    )
     return Domain(tuple(seen), domain.shape)
+
+
+def _scaled(v: Variable, scale: float) -> Variable:
+    """A variable that keeps its kind, in another unit where it has one."""
+    if v.kind not in SCALED:
+        return v
+    step = None if v.resolution is None else v.resolution / scale
+    return replace(v, resolution=step, spike=None if v.spike is None else v.spike / scale)
 
 
 def _image(v: Variable, lifted: bool, scale: float) -> Variable:

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pofx.distributions.cells import Cells, normalise, refuse_cells, refuse_outside, refuse_shape
 from pofx.domain import LEVELLED, Domain
-from pofx.errors import DataError, FileError, Unavailable
+from pofx.errors import Unavailable
 from pofx.models.base import Model
-from pofx.models.classical.cells import Cells, normalise
 from pofx.types import Context, Generator, Kind, Nats, Point, X
 
 
@@ -134,25 +134,3 @@ def draw(probabilities: Tensor, which: Tensor, generator: Generator) -> Tensor:
     u = torch.rand(len(which), dtype=cdf.dtype, device=cdf.device, generator=generator)
     place = torch.searchsorted(steps.flatten(), which + u.clamp(max=1 - 1e-11), right=True)
     return place - which * probabilities.shape[1]
-
-
-def refuse_outside(domain: Domain, cells: Cells, x: Tensor) -> None:
-    """Raise when an observed cell lies outside the domain, so that nothing can be said given it."""
-    allowed = torch.nn.functional.pad(cells.allowed(), (0, 1), value=True)
-    outside = (~allowed.gather(1, cells.code(x).T).T).nonzero()
-    if len(outside):
-        n, d = outside[0].tolist()
-        raise DataError(f"column {domain.names[d]!r}: {float(x[n, d]):g} lies outside the domain, so nothing can be said given it")
-
-
-def refuse_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise when a file's tensor does not fit the others."""
-    if tuple(tensor.shape) != expected:
-        raise FileError(f"tensor {name!r} does not fit the others: expected shape {expected}, got {tuple(tensor.shape)}")
-
-
-def refuse_cells(cells: Cells, width: int) -> None:
-    """Raise when a file's edges are not those of so many variables."""
-    refuse_shape("cells.edges", cells.edges, (width, max(cells.edges.shape[1], 2)))
-    if not bool(((cells.bins >= 1) & (cells.bins < cells.edges.shape[1])).all()):
-        raise FileError("tensor 'cells.bins' does not fit the others: it counts bins that have no edges")

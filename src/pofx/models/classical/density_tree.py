@@ -30,12 +30,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pofx.distributions.axis import Rule
+from pofx.distributions.cells import Cells, choose_cells, normalise
 from pofx.domain import Domain, VariableKind
 from pofx.errors import FileError
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes, labelled
-from pofx.models.classical.axis import Rule
 from pofx.models.classical.cell_mixture import CellMixture
-from pofx.models.classical.cells import Cells, choose_cells, normalise
 from pofx.models.classical.histogram import ALPHAS
 from pofx.models.classical.tree_growth import Groups, Node, grow, prune, tables
 from pofx.types import Generator, Kind, Point

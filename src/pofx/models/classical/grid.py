@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pofx.distributions.axis import Rule
+from pofx.distributions.cells import Cells, apart, normalise, refuse_cells, refuse_outside, refuse_shape
 from pofx.domain import LEVELLED, Domain, Variable
 from pofx.errors import OptionError, Unavailable
 from pofx.models.base import FullBatch, Model
-from pofx.models.classical.axis import Rule
-from pofx.models.classical.cell_mixture import draw, refuse_cells, refuse_outside, refuse_shape
-from pofx.models.classical.cells import Cells, apart, normalise
+from pofx.models.classical.cell_mixture import draw
 from pofx.types import Context, Generator, Kind, Nats, Point, X
 
 KAPPAS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)

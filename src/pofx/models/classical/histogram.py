@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from pofx.distributions.axis import Rule
+from pofx.distributions.cells import Cells, choose_cells, normalise
 from pofx.domain import Domain
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
-from pofx.models.classical.axis import Rule
 from pofx.models.classical.cell_mixture import CellMixture
-from pofx.models.classical.cells import Cells, choose_cells, normalise
 from pofx.models.classical.grid import GridHistogram, bins_per_axis
 from pofx.types import Generator, Point
 

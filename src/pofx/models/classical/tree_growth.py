@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pofx.models.classical.cells import normalise
+from pofx.distributions.cells import normalise
 
 LIGHT = 1 / 32  # of a row: no lighter part is split off, so that missing cells can not multiply the work
 PRIOR = 8.0  # rows of the parent's law in the odds of the two sides

@@ -24,8 +24,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pofx.distributions.axis import Axis, Rule, axis
 from pofx.domain import Domain
-from pofx.models.classical.axis import Axis, Rule, axis
+from pofx.errors import DataError, FileError
 from pofx.types import Generator
 
 
@@ -219,3 +220,25 @@ def apart(x: Tensor, holdout: Tensor | None) -> tuple[Tensor, Tensor]:
 def normalise(weights: Tensor) -> Tensor:
     """Divide by the sum over the last axis."""
     return weights / weights.sum(-1, keepdim=True)
+
+
+def refuse_outside(domain: Domain, cells: Cells, x: Tensor) -> None:
+    """Raise when an observed cell lies outside the domain, so that nothing can be said given it."""
+    allowed = torch.nn.functional.pad(cells.allowed(), (0, 1), value=True)
+    outside = (~allowed.gather(1, cells.code(x).T).T).nonzero()
+    if len(outside):
+        n, d = outside[0].tolist()
+        raise DataError(f"column {domain.names[d]!r}: {float(x[n, d]):g} lies outside the domain, so nothing can be said given it")
+
+
+def refuse_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise when a file's tensor does not fit the others."""
+    if tuple(tensor.shape) != expected:
+        raise FileError(f"tensor {name!r} does not fit the others: expected shape {expected}, got {tuple(tensor.shape)}")
+
+
+def refuse_cells(cells: Cells, width: int) -> None:
+    """Raise when a file's edges are not those of so many variables."""
+    refuse_shape("cells.edges", cells.edges, (width, max(cells.edges.shape[1], 2)))
+    if not bool(((cells.bins >= 1) & (cells.bins < cells.edges.shape[1])).all()):
+        raise FileError("tensor 'cells.bins' does not fit the others: it counts bins that have no edges")

@@ -1,0 +1,1 @@
+"""Sums, products, evidence: probabilistic circuits, whose marginals, conditionals and draws are exact."""

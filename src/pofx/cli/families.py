@@ -22,7 +22,9 @@ def options(name: str) -> str:
 
 
 def _answers(name: str) -> list[str]:
-    model = blank(family(name).configure({}), Domain.real(2))
+    config = family(name).configure({})
+    reals = Domain.real(4)
+    model = blank(config, Domain(reals.variables, (2, 2)) if config.images else reals)
     return ["-" if kind is Kind.NONE else str(kind) for kind in kinds(model).values()]
 
 

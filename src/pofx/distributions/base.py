@@ -80,6 +80,10 @@ class Law(abc.ABC):
         """E[x] (of the codes, where x is a level); inf or NaN where it does not exist."""
 
     @abc.abstractmethod
+    def variance(self, parameters: Parameters) -> Values:
+        """E[(x - E x)^2]; inf or NaN where it does not exist."""
+
+    @abc.abstractmethod
     def mode(self, parameters: Parameters) -> Values:
         """A most probable value."""
 

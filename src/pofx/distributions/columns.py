@@ -68,6 +68,10 @@ class Columns:
         """E[x_d] (of the codes, where x_d is a level)."""
         return self._each(parameters, lambda law, own: law.mean(own))
 
+    def variance(self, parameters: RowParameters) -> Rows:
+        """Var[x_d] (of the codes, where x_d is a level)."""
+        return self._each(parameters, lambda law, own: law.variance(own))
+
     def mode(self, parameters: RowParameters) -> Rows:
         """A most probable x."""
         return self._each(parameters, lambda law, own: law.mode(own))

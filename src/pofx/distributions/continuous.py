@@ -46,6 +46,9 @@ class Normal(HiddenNormal):
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return parameters[..., 0]
 
+    def variance(self, parameters: Parameters) -> Values:  # noqa: D102
+        return self.loc_scale(parameters)[1].square()
+
     def mode(self, parameters: Parameters) -> Values:  # noqa: D102
         return parameters[..., 0]
 
@@ -97,6 +100,10 @@ class StudentT(NewtonFit):
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return parameters[..., 0]
 
+    def variance(self, parameters: Parameters) -> Values:
+        """S^2 nu / (nu - 2), inf up to nu = 2."""
+        return self._torch(parameters).variance
+
     def mode(self, parameters: Parameters) -> Values:  # noqa: D102
         return parameters[..., 0]
 
@@ -147,6 +154,11 @@ class LogNormal(HiddenNormal):
         """e^(m + s^2/2)."""
         m, s = self.loc_scale(parameters)
         return (m + s.square() / 2).exp()
+
+    def variance(self, parameters: Parameters) -> Values:
+        """(e^(s^2) - 1) e^(2 m + s^2)."""
+        m, s = self.loc_scale(parameters)
+        return s.square().expm1() * (2 * m + s.square()).exp()
 
     def mode(self, parameters: Parameters) -> Values:
         """e^(m - s^2)."""
@@ -212,6 +224,13 @@ class LogitNormal(HiddenNormal):
         m, s = self.loc_scale(parameters)
         z = torch.linspace(-9, 9, 256, dtype=m.dtype, device=m.device)
         return self._from_logit(m[..., None] + s[..., None] * z) @ (-0.5 * z.square()).softmax(-1)
+
+    def variance(self, parameters: Parameters) -> Values:
+        """By the sum that gives the mean."""
+        m, s = self.loc_scale(parameters)
+        z = torch.linspace(-9, 9, 256, dtype=m.dtype, device=m.device)
+        off = self._from_logit(m[..., None] + s[..., None] * z) - self.mean(parameters)[..., None]
+        return off.square() @ (-0.5 * z.square()).softmax(-1)
 
     def mode(self, parameters: Parameters) -> Values:
         """The best of a fine grid: the stationary points y = m + s^2 (2 sigmoid(y) - 1) are within s^2 of m."""
@@ -283,6 +302,11 @@ class Beta(NewtonFit):
         """A / (a + b) of the way."""
         a, b = positive(parameters).unbind(-1)
         return self.lower + self._range * a / (a + b)
+
+    def variance(self, parameters: Parameters) -> Values:
+        """A b / ((a + b)^2 (a + b + 1)), times the range squared."""
+        a, b = positive(parameters).unbind(-1)
+        return self._range**2 * a * b / ((a + b).square() * (a + b + 1))
 
     def mode(self, parameters: Parameters) -> Values:
         """(a - 1) / (a + b - 2) of the way; where the density has no maximum, a point next to the end it rises to."""

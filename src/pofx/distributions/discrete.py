@@ -61,6 +61,10 @@ class Bernoulli(Law):
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return parameters[..., 0].sigmoid()
 
+    def variance(self, parameters: Parameters) -> Values:  # noqa: D102
+        p = parameters[..., 0].sigmoid()
+        return p * (1 - p)
+
     def mode(self, parameters: Parameters) -> Values:  # noqa: D102
         return (parameters[..., 0] > 0).to(parameters)
 
@@ -126,6 +130,10 @@ class FiniteLaw(Law):
 
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return self.log_masses(parameters).exp() @ self.values(parameters)
+
+    def variance(self, parameters: Parameters) -> Values:  # noqa: D102
+        off = self.values(parameters) - self.mean(parameters)[..., None]
+        return (self.log_masses(parameters).exp() * off.square()).sum(-1)
 
     def mode(self, parameters: Parameters) -> Values:  # noqa: D102
         return self.log_masses(parameters).argmax(-1).to(parameters) + self.first
@@ -346,6 +354,9 @@ class Poisson(Law):
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return self.lower + self._rate(parameters)
 
+    def variance(self, parameters: Parameters) -> Values:  # noqa: D102
+        return self._rate(parameters)
+
     def mode(self, parameters: Parameters) -> Values:  # noqa: D102
         return self.lower + self._rate(parameters).floor()
 
@@ -402,6 +413,11 @@ class NegativeBinomial(NewtonFit):
 
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return self.lower + self._mean_size(parameters)[0]
+
+    def variance(self, parameters: Parameters) -> Values:
+        """Mu + mu^2 / r."""
+        mu, r = self._mean_size(parameters)
+        return mu + mu.square() / r
 
     def mode(self, parameters: Parameters) -> Values:
         """floor(mu (r - 1) / r) for r > 1, else the first integer."""

@@ -53,6 +53,10 @@ class PointMass(Law):
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         return parameters.new_full(parameters.shape[:-1], self.at)
 
+    def variance(self, parameters: Parameters) -> Values:
+        """0."""
+        return parameters.new_zeros(parameters.shape[:-1])
+
     def mode(self, parameters: Parameters) -> Values:  # noqa: D102
         return self.mean(parameters)
 
@@ -118,6 +122,10 @@ class Gridded(NewtonFit):
     def mean(self, parameters: Parameters) -> Values:
         """That of the law; rounding moves it by less than half a cell, and hardly at all where the scale exceeds the cell."""
         return self.law.mean(parameters)
+
+    def variance(self, parameters: Parameters) -> Values:
+        """The law's and r^2 / 12 for the rounding (Sheppard's correction), good where the scale is not far below the cell."""
+        return self.law.variance(parameters) + self.resolution**2 / 12
 
     def mode(self, parameters: Parameters) -> Values:
         """That of the law, rounded."""
@@ -229,6 +237,12 @@ class MixtureLaw(Law):
     def mean(self, parameters: Parameters) -> Values:  # noqa: D102
         log_pi, own = self._parts(parameters)
         return (log_pi.exp() * self.law.mean(own)).sum(-1)
+
+    def variance(self, parameters: Parameters) -> Values:
+        """The mean of the components' variances and the variance of their means."""
+        log_pi, own = self._parts(parameters)
+        off = self.law.mean(own) - self.mean(parameters)[..., None]
+        return (log_pi.exp() * (self.law.variance(own) + off.square())).sum(-1)
 
     def mode(self, parameters: Parameters) -> Values:
         """The best of the components' modes: the maximum itself where they do not overlap."""
@@ -344,6 +358,11 @@ class SpikeAndSlab(Law):
         """pi at + (1 - pi) E[slab]."""
         pi = parameters[..., 0].sigmoid()
         return pi * self.at + (1 - pi) * self.law.mean(parameters[..., 1:])
+
+    def variance(self, parameters: Parameters) -> Values:
+        """(1 - pi) (Var[slab] + pi (E[slab] - at)^2)."""
+        pi, own = parameters[..., 0].sigmoid(), parameters[..., 1:]
+        return (1 - pi) * (self.law.variance(own) + pi * (self.law.mean(own) - self.at).square())
 
     def mode(self, parameters: Parameters) -> Values:
         """The spike or the slab's mode, whichever has the larger log_prob (a probability is set against a density)."""

@@ -1,35 +1,32 @@
-"""Which of several ways to learn: a short run of each from the same start, judged on held-out rows."""
+"""Several ways to learn the same model: each has its run, and held-out rows say which is kept."""
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 from pofx.learn.record import Outcome
-from pofx.models.base import GradientConfig
+from pofx.models.base import GradientConfig, Model
 
-SHARE = 0.1  # of the epochs, and of the budget, that each rival runs
-LEAST_EPOCHS = 3
+SHARE = 0.2  # of a budget of time that each rival of the usual way may take
 
-Heat = Callable[[GradientConfig], Outcome]  # learns a copy of the model by these options
+Run = Callable[[Model, GradientConfig], Outcome]
 
 
-def race(rivals: Sequence[GradientConfig], heat: Heat, *, judged: bool) -> GradientConfig:
-    """The rival whose short run ends with the least held-out loss.
-
-    A run's learning rates fall over its own length, so a rival is seen as it would end, not as it begins.
+def race(model: Model, ways: Sequence[GradientConfig], run: Run, run_aside: Run) -> tuple[GradientConfig, Outcome]:
+    """Learn the model by the way whose best held-out loss is the least; among equals by the usual one.
 
     Args:
-        rivals: the ways to learn, the usual one first.
-        heat: runs one.
-        judged: whether there are held-out rows; without them the usual one wins.
+        model: untrained; it ends with the winner's weights.
+        ways: to learn, the usual one first; the others run on copies.
+        run: learns by the usual way.
+        run_aside: learns by another.
     """
-    if len(rivals) == 1 or not judged:
-        return rivals[0]
-    return min(rivals, key=lambda rival: _least(heat(_short(rival))))
-
-
-def _short(config: GradientConfig) -> GradientConfig:
-    epochs = min(config.max_epochs, max(LEAST_EPOCHS, round(SHARE * config.max_epochs)))
-    return config.model_copy(update={"max_epochs": epochs, "patience": epochs})
+    copies = [deepcopy(model) for _ in ways[1:]]
+    aside = [(way, run_aside(copy, way), copy) for way, copy in zip(ways[1:], copies, strict=True)]
+    way, outcome, best = min(((ways[0], run(model, ways[0]), model), *aside), key=lambda end: _least(end[1]))
+    if best is not model:
+        model.load_tensors(best.state_dict())
+    return way, outcome
 
 
 def _least(outcome: Outcome) -> float:

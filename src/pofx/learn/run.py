@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -95,9 +94,9 @@ def run(
                 outcome = learn_full_batch(model, train.x, rows, Streams(seed, 0, where).noise, watch)
             else:
                 learner = _Learner(train, held, seed, compile, partial(_lowered, precision, where))
-                heat = partial(learner.heat, model, watch.part(SHARE))
-                config = race(_gradient(config).for_rows(len(train)).rivals(), heat, judged=held is not None)
-                outcome = learner.descend(model, config, watch)
+                ways = _gradient(config).for_rows(len(train)).rivals()
+                run_aside = partial(learner.aside, watch.part(SHARE))
+                config, outcome = race(model, ways if held else ways[:1], partial(learner.descend, watch), run_aside)
     return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))
 
 
@@ -111,15 +110,15 @@ class _Learner:
     compiled: bool
     autocast: Autocast
 
-    def descend(self, model: Model, config: GradientConfig, watch: Watch) -> Outcome:
+    def descend(self, watch: Watch, model: Model, config: GradientConfig) -> Outcome:
         model.initialise(self.train.x, self.train.c)
         objective = Likelihood(model, torch.compile(model.loss) if self.compiled else model.loss)
         return descend(objective, self.train, self.held, config, self.seed, watch, self.autocast)
 
-    def heat(self, model: Model, watch: Callable[[], Watch], config: GradientConfig) -> Outcome:
-        """A run of a copy, which takes nothing from the model nor from its randomness."""
+    def aside(self, watch: Callable[[], Watch], model: Model, config: GradientConfig) -> Outcome:
+        """A run that takes nothing from the randomness of the one after it."""
         with isolated(seed_of(self.seed, Stream.TORCH), self.train.x.device):
-            return self.descend(deepcopy(model), config, watch())
+            return self.descend(watch(), model, config)
 
 
 def _check_rows(x: Tensor, c: Tensor | None, holdout: Tensor | None, holdout_c: Tensor | None) -> None:

@@ -18,7 +18,7 @@ from pofx.models.circuits.circuit import Circuit
 from pofx.models.circuits.graph import Graph
 from pofx.models.circuits.passes import Mixing
 from pofx.models.circuits.structure import mutual_information, spanning_tree, tree
-from pofx.types import Context, Generator, Kind, Nats, NatsPerVariable, Point, X
+from pofx.types import Context, Generator, Kind, Nats, Point, X
 
 _RULES = tuple(Rule("mass", scale) for scale in (0.5, 1.0, 2.0, 4.0))
 _ALPHAS = (1.0, 0.03, 0.1, 0.3, 3.0)
@@ -135,11 +135,8 @@ class ChowLiuTree(Model, FullBatch):
         code = self.cells.code(x)
         return self.codes.log_prob(_as_rows(code, self.cells.size)) + self.cells.log_density(x, code).sum(1)
 
-    def leave_one_out(self, x: X) -> NatsPerVariable:
-        """log p(x_d | the other cells of the row) of every cell, 0 at a missing one."""
-        rows, _ = self._checked(x, None)
-        inner = self.cells.log_density(rows, self.cells.code(rows))
-        return (self.codes.leave_one_out(self._codes(rows)) + inner).reshape(x.shape)
+    def _leave_one_out(self, x: X, generator: Generator) -> Tensor:
+        return self.codes.leave_one_out(self._codes(x)) + self.cells.log_density(x, self.cells.code(x))
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self.cells.sample(self.codes.sample(n, generator=generator).long(), generator=generator)

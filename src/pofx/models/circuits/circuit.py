@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.distributions.base import Law
@@ -16,7 +17,7 @@ from pofx.models.circuits.inputs import Inputs, leaf
 from pofx.models.circuits.passes import Mixing
 from pofx.models.circuits.polynomial import Polynomial
 from pofx.models.circuits.structure import mixture
-from pofx.types import Context, Generator, Kind, Nats, NatsPerVariable, Point, X
+from pofx.types import Context, Generator, Kind, Nats, Point, X
 
 Structure = Callable[[Domain, Tensor], Sequence[Node]]  # of a domain and rows (N, D)
 _PARTS = ("variable", "holder", "owner", "sum_of", "child")
@@ -176,15 +177,8 @@ class Circuit(Model):
             self.ledger.enter(mixing, at.table)
         return log_prob(self.graph, self.inputs, mixing, at)
 
-    def leave_one_out(self, x: X) -> NatsPerVariable:
-        """log p(x_d | the other cells of the row) of every cell, 0 at a missing one: a cell's own outlier score.
-
-        Cost: one pass up and down.
-        """
-        rows, _ = self._checked(x, None)
-        with torch.no_grad():
-            asked = self.polynomial
-            return torch.cat([asked.leave_one_out(part.to(self.theta)) for part in rows.split(self.rows_at_once)]).reshape(x.shape)
+    def _leave_one_out(self, x: X, generator: Generator) -> Tensor:
+        return self.polynomial.leave_one_out(x.to(self.theta))
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         asked = self.polynomial
@@ -210,6 +204,11 @@ class Circuit(Model):
     def _mean(self) -> Point:
         asked = self.polynomial
         return asked.means(asked.of_nothing)[0]
+
+    @torch.no_grad()
+    def covariance(self) -> Float[Tensor, "D D"]:
+        """Cov[x_a, x_b] of all pairs of variables (of codes, where they are levels), exactly: one pass of D rows."""
+        return self.polynomial.covariance()
 
     def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
         """A mode is exact in a deterministic circuit."""

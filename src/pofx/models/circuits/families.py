@@ -22,7 +22,7 @@ class CircuitConfig(GradientConfig, abc.ABC):
     space: ClassVar[dict[str, tuple[Any, ...]]] = {"units": (8, 16, 32, 64)}
 
     units: int = Field(32, ge=1, le=4096, description="units K of each node")
-    learning: Literal["adam", "em"] | None = Field(None, description="None: both race, and held-out rows decide")
+    learning: Literal["adam", "em"] | None = Field(None, description="None: both, and held-out rows decide which is kept")
     learning_rate: float = Field(0.1, gt=0, description="of Adam; the step size of EM, the share of a batch's counts, is 4 times that")
     final_rate: float = Field(0.05, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     batch_size: int = Field(256, ge=1, description="where not given, a 32nd of the rows, from 16 to 256")
@@ -36,10 +36,11 @@ class CircuitConfig(GradientConfig, abc.ABC):
         return self.model_copy(update={"batch_size": min(max(n // 32, 16), 256)})
 
     def rivals(self) -> "tuple[GradientConfig, ...]":
-        """Adam and EM, where the user does not say which."""
+        """Adam, and EM, which is done in a quarter of the epochs, where the user does not say which."""
         if self.learning is not None:
             return (self,)
-        return tuple(self.model_copy(update={"learning": way}) for way in ("adam", "em"))
+        em = {"learning": "em", "max_epochs": max(3, self.max_epochs // 4)}
+        return (self.model_copy(update={"learning": "adam"}), self.model_copy(update=em))
 
     def optimiser(self, player: nn.Module, parameters: list[nn.Parameter], rows: int) -> torch.optim.Optimizer:
         """Adam, or EM on the circuit."""

@@ -188,6 +188,17 @@ class Prepared(Model):
             raise Unavailable("mode", self.noun, f"{name!r} is on another scale", instead="the sample with the largest log_prob")
         return torch.where(evidence.isnan(), self._to_user(self.base.mode(self._centre(evidence))), evidence)
 
+    def _leave_one_out(self, x: X, generator: Generator) -> Tensor:
+        """The base's, each cell with the slope of its own map; cells of a lift are left out in turn."""
+        if self.lift is not None or self.base.missing is Kind.NONE:
+            return super()._leave_one_out(x, generator)
+        columns = range(x.shape[1])
+        maps = [None if self.transform is None else self.transform.select([d]) for d in columns]
+        slopes = [torch.zeros(len(x)).to(x) if m is None else m.inverse(x[:, [d]].double())[1] for d, m in enumerate(maps)]
+        u = self._to_base(x, generator)[0]
+        inner = self.base.leave_one_out(torch.where(u.isinf(), 0.0, u), generator=generator).double()
+        return torch.where(u.isinf(), -math.inf, inner + torch.stack(slopes, dim=1))
+
     def _impute(self, x: X, generator: Generator) -> X:
         """Exact when every map is affine; else averages over draws of lifts and completions."""
         straight = torch.tensor(self._straight(), device=x.device)

@@ -17,6 +17,8 @@ from pofx.models.circuits.em import PACE, ExpectationMaximisation
 from pofx.models.circuits.families import HiddenChowLiuConfig, QuadTreeConfig, RandomTreesConfig
 from pofx.models.circuits.graph import Graph, Node
 from pofx.models.circuits.structure import dependence, mixture, mutual_information, quad_tree, random_trees, spanning_tree, tree
+from pofx.models.circuits.units import Input, Product, Sum, circuit_of
+from pofx.types import Kind
 
 NAN = math.nan
 DISCRETE = Domain(
@@ -345,6 +347,11 @@ def test_flows_are_weights_times_gradients(model):
     torch.testing.assert_close((asked.mixing.root * flows.root).sum(), torch.tensor(40.0))
 
 
+def test_the_prior_is_the_down_pass_of_nothing(model):
+    asked = model.polynomial
+    torch.testing.assert_close(passes.prior(asked.graph, asked.mixing), asked.of_nothing.flows.units[:, 0])
+
+
 def test_em_never_decreases(model):
     x = holes(13, 300)
     model.requires_grad_()
@@ -514,3 +521,65 @@ def test_learning_needs_only_a_few_rows():
         model = config.build(DISCRETE)
         model.initialise(WORLDS[:2])
         assert bool(model.log_prob(WORLDS[:2]).isfinite().all())
+
+
+# -- written out ------------------------------------------------------------------------------------
+
+MACHINE = Domain(
+    (
+        Variable("works", VariableKind.BINARY, levels=("yes", "no")),
+        Variable("beans", VariableKind.BINARY, levels=("full", "empty")),
+        Variable("coffee", VariableKind.CATEGORICAL, levels=("good", "weak", "none")),
+    )
+)
+
+
+def machine():
+    broken = Product((Input("works", {"no": 1.0}), Input("beans", {"full": 0.5, "empty": 0.5}), Input("coffee", {"none": 1.0})))
+    full = Product((Input("beans", {"full": 1.0}), Input("coffee", {"good": 0.7, "weak": 0.3})))
+    empty = Product((Input("beans", {"empty": 1.0}), Input("coffee", {"none": 1.0})))
+    works = Product((Input("works", {"yes": 1.0}), Sum(((0.8, full), (0.2, empty)))))
+    return Sum(((0.9, works), (0.1, broken)))
+
+
+def test_the_coffee_machine():
+    """No coffee: broken, or without beans? By Bayes' rule on paper: 0.1 / (0.1 + 0.9 * 0.2)."""
+    model = circuit_of(machine(), MACHINE)
+    given = model.conditional(torch.tensor([NAN, NAN, 2.0]))
+    torch.testing.assert_close(given.marginal([0]).log_prob(torch.tensor([[1.0]])).exp(), torch.tensor([0.1 / 0.28]))
+    assert model.polynomial.deterministic
+    assert model.answers("mode") is Kind.EXACT
+    torch.testing.assert_close(model.mode(), torch.tensor([0.0, 0.0, 0.0]))
+    torch.testing.assert_close(model.log_prob(torch.tensor([[0.0, 1.0, 0.0]])), torch.tensor([-math.inf]))
+
+
+def test_a_shared_unit_is_one_node():
+    coin = Input("beans", {"full": 0.5, "empty": 0.5})
+    cup = Sum(((0.5, Product((coin, Input("coffee", {"good": 1.0})))), (0.5, Product((coin, Input("coffee", {"none": 1.0}))))))
+    root = Sum(((0.3, Product((Input("works", {"yes": 1.0}), cup))), (0.7, Product((Input("works", {"no": 1.0}), cup)))))
+    model = circuit_of(root, MACHINE)
+    worlds = torch.tensor(list(itertools.product((0.0, 1.0), (0.0, 1.0), (0.0, 1.0, 2.0))))
+    torch.testing.assert_close(model.log_prob(worlds).exp().sum(), torch.tensor(1.0))
+    torch.testing.assert_close(model.log_prob(torch.tensor([[1.0, 0.0, 2.0]])).exp(), torch.tensor([0.7 * 0.5 * 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("unit", "error", "says"),
+    [
+        (lambda: Product((Input("works", {"yes": 1.0}), Input("works", {"no": 1.0}))), DataError, "not decomposable"),
+        (lambda: Sum(((0.5, Input("works", {"yes": 1.0})), (0.5, Input("beans", {"full": 1.0})))), DataError, "not smooth"),
+        (lambda: Input("works", {"yes": 1.0}), DataError, "leaves out 'beans', 'coffee'"),
+        (lambda: Input("works", {"perhaps": 1.0}), OptionError, "column 'works' has no value 'perhaps'; it has yes, no"),
+        (lambda: Input("works", {"yes": 0.6}), OptionError, r"the chances of 'works' are 0 or more and sum to 1, got \[0.6\]"),
+        (lambda: Sum(((0.5, Input("works", {"yes": 1.0})),)), OptionError, "the weights of a sum are 0 or more and sum to 1"),
+    ],
+    ids=["decomposable", "smooth", "whole", "value", "chances", "weights"],
+)
+def test_circuits_that_are_none(unit, error, says):
+    with pytest.raises(error, match=says):
+        circuit_of(unit(), MACHINE)
+
+
+def test_a_circuit_written_out_has_no_continuous_inputs():
+    with pytest.raises(OptionError, match="takes levels and bounded counts, got 'x', which is real"):
+        circuit_of(Input("x", {0: 1.0}), Domain((Variable("x", VariableKind.REAL),)))

@@ -169,6 +169,12 @@ class Circuit(Model):
         weights[each % len(rows), each] += _OWN * len(rows)
         return self.inputs.columns.fit(rows[:, self.variable], weights)
 
+    def extra_repr(self) -> str:
+        """The structure in numbers."""
+        graph, size = self.graph, sum(p.numel() for p in self.parameters())
+        blocks = f"{len(graph.variable)} inputs, {graph.size} products, {len(graph.owner)} sums over {len(graph.child)} nodes"
+        return f"{blocks}, {self.units} units each; {len(graph.levels)} levels, {size:,} parameters"
+
     # -- asking ------------------------------------------------------------------------------------
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:

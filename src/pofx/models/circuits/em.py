@@ -46,7 +46,7 @@ class ExpectationMaximisation(torch.optim.AdamW):
         mixing, table = self.ledger.mixing, self.ledger.table
         if mixing is None or table is None:
             return
-        prior = circuit.polynomial.of_nothing.flows.units[:, 0]  # (N, K)
+        prior = passes.prior(circuit.graph, mixing)
         self._laws(eta, table, prior)
         if len(circuit.inputs.others):
             super().step()

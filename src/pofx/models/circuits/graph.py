@@ -104,9 +104,7 @@ class Graph:
         Raises:
             DataError: a node is its own descendant.
         """
-        depth = _depths(nodes)
-        # Level by level, and within a level in the order of the parents' edges: then children are slices of the nodes.
-        order = _breadth_first(nodes, depth)
+        order = cls.order(nodes)
         place = {old: new for new, old in enumerate(order)}
         held = [(new, v) for new, old in enumerate(order) for v in nodes[old].variables]
         sums = [(new, children) for new, old in enumerate(order) for children in nodes[old].sums]
@@ -115,6 +113,17 @@ class Graph:
         sum_of, child = torch.tensor(edges, dtype=torch.long).reshape(-1, 2).T
         owner = torch.tensor([new for new, _ in sums], dtype=torch.long)
         return cls(variable.contiguous(), holder.contiguous(), owner, sum_of.contiguous(), child.contiguous(), len(nodes), width)
+
+    @staticmethod
+    def order(nodes: Sequence[Node]) -> list[int]:
+        """The builder's places in the order of the graph: level by level, and within a level in that of the parents' edges.
+
+        So children follow each other where their parents do, and are slices of the nodes.
+
+        Raises:
+            DataError: a node is its own descendant.
+        """
+        return _breadth_first(nodes, _depths(nodes))
 
     def __post_init__(self) -> None:
         self._check()

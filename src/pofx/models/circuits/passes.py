@@ -18,9 +18,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pofx.models.circuits.graph import Graph, Index, Level
 from pofx.types import Generator
+
+_LEAST = 1e8  # units smaller than that, over the least normal number, are 0: arithmetic on denormal numbers is many times slower
 
 
 class Mixing(NamedTuple):
@@ -84,8 +87,14 @@ def _mix(level: Level, weight: Tensor, v: Tensor, scales: Tensor, m: Tensor, sha
 
 def _multiply(level: Level, leaves: Leaves, v: Tensor, scale: Tensor, m: Tensor, sum_scales: Tensor) -> None:
     """The products of a level, into v (views of all nodes), and their scales."""
-    v.fill_(1.0)
-    for nodes, factors in level.inputs:
+    inputs = level.inputs
+    if inputs and inputs[0].nodes == slice(0, len(v)):  # every node has an input: no ones are needed to begin with
+        v.copy_(leaves.value[inputs[0].factors])
+        _rescale(v, scale, None if leaves.scale is None else leaves.scale[inputs[0].factors])
+        inputs = inputs[1:]
+    else:
+        v.fill_(1.0)
+    for nodes, factors in inputs:
         _scale_into(v, scale, nodes, leaves.value[factors], None if leaves.scale is None else leaves.scale[factors])
     first = level.owned.start
     for nodes, factors in level.sums:
@@ -95,11 +104,21 @@ def _multiply(level: Level, leaves: Leaves, v: Tensor, scale: Tensor, m: Tensor,
 
 def _scale_into(v: Tensor, scale: Tensor, nodes: Index, factor: Tensor, factor_scale: Tensor | None) -> None:
     """Multiply some nodes by one factor each, and scale them to sum 1 again."""
-    product = v[nodes] * factor
-    total = product.sum(-1)
-    v[nodes] = product.div_(torch.where(total > 0, total, 1.0)[..., None])
-    total = total.log_()
-    scale[nodes] += total if factor_scale is None else total.add_(factor_scale)
+    product, carried = v[nodes], scale[nodes]  # views, or copies
+    product.mul_(factor)
+    _rescale(product, carried, factor_scale)
+    if not isinstance(nodes, slice):
+        v[nodes], scale[nodes] = product, carried
+
+
+def _rescale(v: Tensor, scale: Tensor, more: Tensor | None) -> None:
+    """Divide by the sum over units, in place, and carry its log; a row that is 0 stays so."""
+    total = v.sum(-1)
+    v.div_(torch.where(total > 0, total, 1.0)[..., None])
+    functional.threshold_(v, _LEAST * torch.finfo(v.dtype).tiny, 0.0)
+    scale.add_(total.log_())
+    if more is not None:
+        scale.add_(more)
 
 
 def _root(graph: Graph, mixing: Mixing, v: Tensor, scales: Tensor, m: Tensor, shares: Tensor | None) -> Ascent:
@@ -115,6 +134,22 @@ def repeated(ascent: Ascent, n: int) -> Ascent:
     log_p, v, scales, m, shares, total = ascent
     shares = None if shares is None else shares.expand(-1, n)
     return Ascent(log_p.expand(n), v.expand(-1, n, -1), scales.expand(-1, n), m.expand(-1, n, -1), shares, total.expand(n))
+
+
+def prior(graph: Graph, mixing: Mixing) -> Tensor:
+    """The probability of each unit before anything is seen, (N, K): the down pass of a row without any cell."""
+    p = mixing.root.new_zeros(graph.size, mixing.root.shape[1])
+    p[: graph.roots] = mixing.root
+    for level in graph.levels:
+        if _count(level.owned):
+            above = p[level.nodes][level.owner]
+            above = above if level.sum_of is None else above[level.sum_of]
+            poured = torch.bmm(above[:, None], mixing.weight[level.edges])[:, 0]
+            if level.tree:
+                p[level.child] = poured
+            else:
+                p.index_add_(0, torch.arange(len(p), device=p.device)[level.child], poured)
+    return p
 
 
 class Flows(NamedTuple):
@@ -172,8 +207,8 @@ def _pour(level: Level, weight: Tensor, ascent: Ascent, gamma: Tensor, slope: Te
 
 
 def _ratio(gamma: Tensor, m: Tensor) -> Tensor:
-    """Gamma / m, 0 where nothing arrives."""
-    return gamma / torch.where(m > 0, m, 1.0)
+    """Gamma / m. Where m is 0 nothing arrives: gamma has it as a factor."""
+    return gamma / m.clamp_min(torch.finfo(m.dtype).tiny)
 
 
 def _count(at: slice) -> int:

@@ -1,0 +1,74 @@
+"""MNIST, 8 bits a pixel: bits/dim of a circuit with a free probability for each of 256 values, learned within a budget of time.
+
+    python benchmarks/circuits_mnist.py [--family quad_tree] [--units 32] [--budget 1800] [--data DIR] [--pictures DIR]
+
+Learns 55,000 of the 60,000 training images, stops and chooses by the other 5,000, and scores the 10,000 test images once.
+--pictures draws samples and exact in-paintings. Prints the history and, last, one JSON line.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import pofx
+from pofx.domain import Domain, Variable, VariableKind
+
+PIXELS = Domain(tuple(Variable(f"x{d}", VariableKind.COUNT, lower=0.0, upper=255.0, dtype="uint8") for d in range(784)), (28, 28))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", default="quad_tree")
+    parser.add_argument("--units", type=int, default=32)
+    parser.add_argument("--budget", type=float, default=1800)
+    parser.add_argument("--epochs", type=int, default=1000)
+    parser.add_argument("--learning", default="adam")
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--data", default=os.environ.get("POFX_DATA", "data"))
+    parser.add_argument("--save")
+    options = parser.parse_args()
+    held = np.load(Path(options.data) / "mnist" / "mnist.npz")
+    train, test = (held[name].reshape(-1, 28, 28) for name in ("x_train", "x_test"))
+    start = time.perf_counter()
+    p = pofx.fit(
+        train[:55_000],
+        options.family,
+        holdout=train[55_000:],
+        schema=PIXELS,
+        budget=options.budget,
+        units=options.units,
+        learning=options.learning,
+        learning_rate=options.rate,
+        batch_size=options.batch,
+        max_epochs=options.epochs,
+    )
+    seconds = time.perf_counter() - start
+    for row in p.record.history:
+        print({key: round(value, 3) for key, value in row.items() if value is not None}, flush=True)
+    score = p.score(test)
+    if options.save:
+        p.save(options.save)
+    bits = -float(score.value) / 784 / math.log(2)
+    figures = {
+        "family": options.family,
+        "units": options.units,
+        "learning": options.learning,
+        "bits_per_dim": round(bits, 4),
+        "nats": round(float(score.value), 2),
+        "seconds": round(seconds),
+        "epochs": len(p.record.history),
+        "parameters": sum(t.numel() for t in p.model.parameters()),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,14 @@ import pofx
 from pofx.ask.files import KEY, digest, read_file
 from pofx.errors import FileError, OptionError
 
-FAMILIES = ("gmm", "vae", "latent_class")
-QUICK = {"gmm": {"components": 2}, "vae": {"max_epochs": 2}, "latent_class": {"components": 2}}
+QUICK = {
+    "gmm": {"components": 2},
+    "vae": {"max_epochs": 2},
+    "latent_class": {"components": 2},
+    "chow_liu": {"bins": 8},
+    "hclt": {"max_epochs": 2, "units": 4},
+}
+FAMILIES = tuple(QUICK)
 
 
 @pytest.fixture(scope="module")

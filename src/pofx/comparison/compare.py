@@ -67,6 +67,8 @@ def compare(
     start = time.perf_counter()
     chosen = _chosen(families)
     task = task_of(data, test=test, schema=schema, seed=seed)
+    if families is None and len(task.domain.shape) == 1:
+        chosen = {name: options for name, options in chosen.items() if not registered(name).config.images}
     bar, folder = None if progress and jobs == 1 else False, None if save_to is None else _made(save_to)
     plans = [Plan(name, options, budget, seed, device, bar, folder) for name, options in chosen.items()]
     rows = _trials(task, plans, fit, jobs)

@@ -55,7 +55,7 @@ class Model(nn.Module, abc.ABC):
     density: Kind = Kind.EXACT  # what log_prob is
     sampling: Kind = Kind.EXACT
     missing: Kind = Kind.NONE  # what log_prob of a row with NaN is; NONE: refused
-    conditional_families: ClassVar[tuple[str, ...]] = ("gaussian", "gmm", "kde", "latent_class", "independent")
+    conditional_families: ClassVar[tuple[str, ...]] = ("hclt", "chow_liu", "latent_class", "gmm", "gaussian", "kde")
     grows: ClassVar[frozenset[str]] = frozenset()  # state whose shape the data decide
     rows_at_once: int = 4096
 

@@ -234,7 +234,9 @@ def _circuit(domain: Domain, cells: Cells, parents: Sequence[int] = ()) -> Circu
     size, width = cells.size, len(domain)
     named = Domain(tuple(Variable(v.name, VariableKind.COUNT, lower=0.0, upper=size - 1.0) for v in domain.variables))
     circuit = Circuit(named, size, laws=[Categorical(size, numbers=True)] * width).double()
-    circuit.take(Graph.of(tree(parents or [-1] + [0] * (width - 1)), width))
+    with torch.device("cpu"):
+        graph = Graph.of(tree(parents or [-1] + [0] * (width - 1)), width)
+    circuit.take(graph)
     with torch.no_grad():
         circuit.theta.copy_(torch.eye(size, dtype=torch.float64).log().repeat(1, width))
     return circuit.requires_grad_(False)

@@ -83,7 +83,9 @@ class Circuit(Model):
         self.ledger: Ledger | None = None  # EM asks for one
         for name in _PARTS:
             self.register_buffer(name, torch.zeros(0, dtype=torch.long))
-        self.take(Graph.of(mixture(len(domain)), len(domain)))
+        with torch.device("cpu"):  # who multiplies whom is there even where numbers have no storage
+            graph = Graph.of(mixture(len(domain)), len(domain))
+        self.take(graph)
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -99,7 +101,8 @@ class Circuit(Model):
 
     def _index(self, graph: Graph) -> None:
         self.graph = graph
-        self.inputs = Inputs(self.laws, graph.variable.tolist())
+        with torch.device("cpu"):
+            self.inputs = Inputs(self.laws, graph.variable.tolist())
 
     @property
     def mixing(self) -> Mixing:
@@ -143,7 +146,7 @@ class Circuit(Model):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Circuit":
         super()._apply(fn, recurse)
-        if self.variable.device != self.graph.variable.device:
+        if self.variable.device not in (self.graph.variable.device, torch.device("meta")):
             self._index(self._read_graph())
         return self
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import pofx
+from pofx.ask.evidence import parse, point
+from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import DataError, OptionError, Unavailable
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.models.classical.gaussian import GaussianConfig
@@ -115,6 +117,96 @@ def test_impute_keeps_what_is_seen_and_fills_the_rest(penguins):
     assert len(draws) == 3
     assert list(full.index) == list(draws[0].index) == list(holes.index)
     assert not draws[0].equals(draws[1])
+
+
+PIECES = {
+    "numpy": lambda frame: frame[["mass", "eggs"]].to_numpy(),
+    "torch": lambda frame: torch.tensor(frame[["mass", "eggs"]].to_numpy()),
+    "pandas": lambda frame: frame.set_index(pd.Index(range(500, 540), name="id")),
+    "polars": lambda frame: pl.from_pandas(frame),
+    "pyarrow": lambda frame: pl.from_pandas(frame).to_arrow(),
+    "mapping": lambda frame: {name: frame[name].tolist() for name in frame},
+}
+
+
+def holes():
+    """Rows of three kinds of column with missing cells."""
+    r = np.random.RandomState(0)
+    return pd.DataFrame(
+        {
+            "mass": np.where(r.rand(40) < 0.3, np.nan, r.randn(40)),
+            "eggs": np.where(r.rand(40) < 0.3, np.nan, r.poisson(4, 40)),
+            "kind": pd.Categorical.from_codes(r.randint(-1, 2, 40), ["a", "b"]),
+        }
+    )
+
+
+@pytest.mark.parametrize("container", PIECES)
+def test_rows_filled_in_pieces_are_the_rows_filled_at_once(container, monkeypatch):
+    frame = holes()
+    rows = PIECES[container](frame)
+    p = pofx.fit(frame if container == "mapping" else rows, "independent")
+    whole = p.impute(rows)
+    monkeypatch.setattr("pofx.ask.pofx.AT_ONCE", 7)
+    pieces = p.impute(rows)
+    assert type(pieces) is type(whole)
+    if isinstance(whole, pd.DataFrame):
+        pd.testing.assert_frame_equal(pieces, whole)
+    else:
+        assert np.array_equal(np.asarray(whole), np.asarray(pieces))
+        assert getattr(whole, "schema", None) == getattr(pieces, "schema", None)
+    assert len(p.impute(rows, 2)) == 2
+
+
+def test_a_bad_row_is_counted_from_the_first_of_all_pieces(monkeypatch):
+    rows = np.random.RandomState(0).randn(40, 2)
+    p = pofx.fit(rows, "gaussian")
+    rows[33, 1] = np.inf
+    monkeypatch.setattr("pofx.ask.pofx.AT_ONCE", 7)
+    with pytest.raises(DataError, match="row 33"):
+        p.impute(rows)
+
+
+def test_no_rows_are_filled_as_no_rows(normal):
+    p, frame = normal
+    assert p.impute(frame[:0]).equals(frame[:0])
+
+
+MIXED = Domain(
+    (
+        Variable("mass", VariableKind.POSITIVE),
+        Variable("eggs", VariableKind.COUNT, lower=0),
+        Variable("kind", VariableKind.CATEGORICAL, levels=("a", "b", "3")),
+        Variable("tame", VariableKind.BINARY, levels=(False, True)),
+        Variable("grade", VariableKind.ORDINAL, levels=(1, 2.5, 10)),
+    )
+)
+
+
+def test_words_are_read_by_the_kind_of_their_column():
+    words = [("mass", "2.5e3"), ("eggs", "4"), ("kind", "3"), ("tame", "TRUE"), ("grade", "2.50")]
+    evidence = parse(MIXED, words)
+    assert evidence == {"mass": 2500.0, "eggs": 4.0, "kind": "3", "tame": True, "grade": 2.5}
+    assert point(MIXED, evidence).tolist() == [2500.0, 4.0, 2.0, 1.0, 1.0]
+
+
+WORDS = {
+    "a negative mass": (("mass", "-1"), "is positive"),
+    "part of an egg": (("eggs", "1.5"), "whole numbers"),
+    "fewer eggs than none": (("eggs", "-1"), "lies in"),
+    "a number beyond floats": (("mass", "1e999"), "infinite"),
+    "no level": (("kind", "A"), "no level 'A'"),
+    "no truth": (("tame", "1"), "no level '1'"),
+    "no grade": (("grade", "3"), "no level '3'"),
+    "no number": (("eggs", "four"), "takes a number, got 'four'"),
+    "digits of another script": (("mass", "٣"), "takes a number"),
+}
+
+
+@pytest.mark.parametrize(("word", "fragment"), WORDS.values(), ids=WORDS)
+def test_a_word_that_is_no_value_is_refused(word, fragment):
+    with pytest.raises(DataError, match=fragment):
+        point(MIXED, parse(MIXED, [word]))
 
 
 def test_a_refusal_names_who_can():

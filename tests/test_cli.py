@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 def test_help_names_every_verb():
     text = pofx_("--help")
-    for verb in ("compare", "fit", "search", "sample", "score", "impute", "info", "families", "data", "cite"):
+    for verb in ("compare", "fit", "search", "sample", "score", "impute", "outliers", "info", "families", "data", "cite"):
         assert verb in text
 
 
@@ -63,13 +63,102 @@ def test_score_is_the_librarys(folder):
     )
 
 
-def test_impute_fills_every_cell(folder):
-    pofx_("impute", folder / "model.safetensors", folder / "holes.csv", "-o", folder / "full.csv")
-    full = pd.read_csv(folder / "full.csv")
+def test_given_values_stand_in_their_columns(folder):
+    """The columns of the table in its order, the given values in theirs, and the draws of the library's conditional in the others."""
+    given = ("--given", "year=2008", "--given", "species=Gentoo")
+    pofx_("sample", folder / "model.safetensors", "-n", 20, *given, "--seed", 4, "-o", folder / "given.csv")
+    drawn, table = pd.read_csv(folder / "given.csv"), pd.read_csv(folder / "table.csv")
+    assert list(drawn.columns) == list(table.columns)
+    assert (drawn["species"] == "Gentoo").all()
+    assert (drawn["year"] == 2008).all()
+    assert drawn["year"].dtype == table["year"].dtype
+    expected = pofx.open(folder / "model.safetensors").conditional(species="Gentoo", year=2008).sample(20, seed=4)
+    expected.to_csv(folder / "expected.csv", index=False)
+    pd.testing.assert_frame_equal(drawn.drop(columns=["species", "year"]), pd.read_csv(folder / "expected.csv"))
+
+
+def test_given_values_of_a_conditional_model_are_its_condition(folder):
+    frame = pd.DataFrame({"dose": np.linspace(0.0, 1.0, 100), "response": np.linspace(0.0, 3.0, 100) ** 2})
+    frame.to_csv(folder / "dose.csv", index=False)
+    pofx_("fit", folder / "dose.csv", "-f", "vae", "--given", "dose", "--set", "max_epochs=1", "-o", folder / "dose.safetensors")
+    pd.DataFrame({"dose": [0.5]}).to_csv(folder / "one.csv", index=False)
+    printed = pofx_("sample", folder / "dose.safetensors", "-n", 3, "--given", "dose=0.5")
+    assert printed == pofx_("sample", folder / "dose.safetensors", "-n", 3, "--given", folder / "one.csv")
+
+
+def test_impute_fills_every_cell_and_nothing_else(folder):
+    pofx_("impute", folder / "holes.csv", "--model", folder / "model.safetensors", "-o", folder / "full.csv")
+    full, holes = pd.read_csv(folder / "full.csv"), pd.read_csv(folder / "holes.csv")
     assert not full.isna().any().any()
     assert set(full["island"]) <= {"Biscoe", "Dream", "Torgersen"}
-    pofx_("impute", folder / "model.safetensors", folder / "holes.csv", "-n", 2, "-o", folder / "draw.csv")
-    assert not pd.read_csv(folder / "draw-2.csv").isna().any().any()
+    assert list(full.columns) == list(holes.columns)
+    seen = holes.notna()
+    assert all((full[name][seen[name]] == holes[name][seen[name]]).all() for name in holes)
+    pofx_("impute", folder / "holes.csv", "-m", folder / "model.safetensors", "--draws", 2, "-o", folder / "draw.csv")
+    draws = [pd.read_csv(folder / f"draw-{k}.csv") for k in (1, 2)]
+    assert not draws[1].isna().any().any()
+    assert not draws[0].equals(draws[1])
+
+
+def test_impute_leaves_alone_what_the_model_does_not_know(folder):
+    pd.read_csv(folder / "holes.csv").assign(note="seen twice").to_csv(folder / "noted.csv", index=False)
+    pofx_("impute", folder / "noted.csv", "-m", folder / "model.safetensors", "-o", folder / "noted-full.csv")
+    assert (pd.read_csv(folder / "noted-full.csv")["note"] == "seen twice").all()
+
+
+def test_impute_learns_and_keeps_types_order_and_labels(folder):
+    r = np.random.RandomState(0)
+    size = r.randint(0, 30, 120)
+    frame = pd.DataFrame({"size": size, "kind": np.where(size > 14, "big", "small"), "mass": np.round(size * 2.5 + r.rand(120), 3)})
+    holes = frame.copy().astype({"size": "Int64"})
+    for d, name in enumerate(frame.columns):
+        holes.loc[d::9, name] = None
+    holes.to_csv(folder / "typed.csv", index=False)
+    pofx_("impute", folder / "typed.csv", "--family", "gaussian", "-o", folder / "typed-full.csv")
+    full = pd.read_csv(folder / "typed-full.csv")
+    assert (full.dtypes == frame.dtypes).all()
+    seen = holes.notna()
+    assert all((full[name][seen[name]] == frame[name][seen[name]]).all() for name in frame)
+    assert set(full["kind"]) == {"big", "small"}
+    assert "." not in (folder / "typed-full.csv").read_text().splitlines()[1].split(",")[0]
+    labelled = holes.set_index(pd.Index([f"row {i}" for i in range(120)], name="id")).astype({"kind": "category"})
+    labelled.to_parquet(folder / "typed.parquet")
+    pofx_("impute", folder / "typed.parquet", "-f", "gaussian", "-o", folder / "typed-full.parquet")
+    back = pd.read_parquet(folder / "typed-full.parquet")
+    assert back.index.equals(labelled.index)
+    assert (back.dtypes == labelled.dtypes).all()
+    assert not back.isna().any().any()
+
+
+def test_outliers_of_a_file_are_found_by_cross_fitting(folder):
+    r = np.random.RandomState(0)
+    a = r.randn(200)
+    frame = pd.DataFrame({"a": a, "b": a + 0.1 * r.randn(200), "c": r.randn(200)})
+    frame.loc[17, "b"] += 9.0
+    frame.loc[30:40, "c"] = np.nan
+    frame.to_csv(folder / "odd.csv", index=False)
+    text = pofx_("outliers", folder / "odd.csv", "-f", "gaussian", "--n", 2, "-o", folder / "scores.csv")
+    first = text.splitlines()[1].split()
+    assert first[0] == "17"
+    assert {"b", "a"} & set(first)
+    assert "each of 5 parts under the p learned from the others" in text
+    scores = pd.read_csv(folder / "scores.csv")
+    assert scores["row"].tolist() == list(range(200))
+    assert scores["p_value"].idxmin() == 17
+    assert scores.loc[30:40, "p_value of c"].isna().all()
+    again = pofx_("outliers", folder / "odd.csv", "-f", "gaussian", "--n", 2, "-o", folder / "scores.parquet")
+    assert again == text
+    assert "learned without the 25% of rows" in pofx_("outliers", folder / "odd.csv", "-f", "gaussian", "--trim", 0.25, "--no-cells")
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "scores.parquet")[scores.columns[:5]], scores[scores.columns[:5]])
+
+
+def test_outliers_under_a_model_are_the_librarys(folder):
+    files = folder / "table.csv", "--model", folder / "model.safetensors"
+    pofx_("outliers", *files, "--reference", folder / "table.csv", "--no-cells", "-o", folder / "scores.csv")
+    p, table = pofx.open(folder / "model.safetensors"), pd.read_csv(folder / "table.csv")
+    expected = p.outliers(table, table, cells=False)
+    np.testing.assert_allclose(pd.read_csv(folder / "scores.csv")["p_value"], expected.p_value)
+    assert len(pofx_("outliers", *files, "--no-cells", "--n", 3).split("\n\n")[0].splitlines()) == 4
 
 
 def test_info_families_data_and_cite(folder):
@@ -108,7 +197,39 @@ BAD = {
     "not a model": (("info", "pyproject.toml"), "no model file"),
     "no model": (("sample", "nowhere.safetensors"), "can not be read"),
     "no such family to cite": (("cite", "nobody"), "nobody"),
+    "draws without a file": (("impute", "iris", "--draws", "2"), "--out NAME.csv"),
+    "an ending that is not written": (("impute", "iris", "-o", "full.xlsx"), "full.xlsx"),
+    "scores as an array": (("outliers", "iris", "-o", "scores.npy"), "scores.npy"),
+    "a model and a family": (("outliers", "iris", "-f", "gmm", "-m", "model.safetensors"), "leave out --family"),
+    "a model and a setting": (("impute", "iris", "--set", "components=2", "-m", "model.safetensors"), "leave out --family"),
+    "one fold": (("outliers", "iris", "-f", "gaussian", "--folds", "1"), "number of folds"),
+    "all rows trimmed": (("outliers", "iris", "-f", "gaussian", "--trim", "1"), "share of rows to leave out"),
+    "an unknown family to impute by": (("impute", "iris", "-f", "gnm"), "did you mean 'gmm'"),
 }
+GIVEN = {
+    "unknown column": (("specie=Gentoo",), "did you mean 'species'"),
+    "unseen level": (("species=Gento",), "did you mean 'Gentoo'"),
+    "a word for a number": (("bill_depth_mm=deep",), "takes a number, got 'deep'"),
+    "not a number": (("bill_depth_mm=nan",), "takes a number, got 'nan'"),
+    "grouped digits": (("body_mass_g=4_000",), "takes a number, got '4_000'"),
+    "no value": (("bill_depth_mm=",), "takes a number, got ''"),
+    "twice": (("species=Gentoo", "species=Adelie"), "'species' is given twice, 'Gentoo' and 'Adelie'"),
+    "values and a file": (("species=Gentoo", "rows.csv"), "--given is one file, or values NAME=VALUE"),
+}
+
+
+@pytest.mark.parametrize(("given", "fragment"), GIVEN.values(), ids=GIVEN)
+def test_a_given_value_is_never_guessed(folder, given, fragment):
+    items = [part for item in given for part in ("--given", item)]
+    error = pofx_("sample", folder / "model.safetensors", *items, code=2)
+    assert fragment in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_given_needs_a_family_that_answers(folder):
+    np.savetxt(folder / "plane.csv", np.random.RandomState(0).randn(60, 2), header="a,b", delimiter=",", comments="")
+    pofx_("fit", folder / "plane.csv", "-f", "realnvp", "--set", "max_epochs=1", "-o", folder / "plane.safetensors")
+    assert "families that answer it" in pofx_("sample", folder / "plane.safetensors", "--given", "a=0.5", code=2)
 
 
 @pytest.mark.parametrize(("arguments", "fragment"), BAD.values(), ids=BAD)

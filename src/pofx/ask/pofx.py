@@ -16,14 +16,17 @@ from torch import Tensor
 from pofx.ask import files
 from pofx.ask.evidence import point
 from pofx.ask.origin import Origin
+from pofx.ask.outliers import Outliers, index_of, judge
 from pofx.ask.questions import kinds
 from pofx.data import Container, container_of, decode, encode, like, read
+from pofx.data.encoding import count, encode_in_pieces, together
 from pofx.domain import Domain
 from pofx.errors import OptionError
 from pofx.learn import Record
 from pofx.models.base import Model
 from pofx.types import Answer, Kind, X
 
+AT_ONCE = 2**16  # rows of a table that are filled at a time: a multiple of what models take, so that no draw depends on it
 HOW = {
     Kind.EXACT: "",
     Kind.BOUND: "a lower bound on log p, the mean over its draws",
@@ -98,6 +101,24 @@ class PofX:
             value = self.model.log_prob(self._on_device(x), None if c is None else self._on_device(c), generator=self._generator(self.seed))
         return float(value.mean())
 
+    def outliers(self, rows: Any, reference: Any = None, *, cells: bool = True, seed: int | None = None) -> Outliers:  # noqa: ANN401
+        """The place of log p of each row, and of log p(x_d | the row's other cells), among those of ordinary rows, as p-values.
+
+        Args:
+            rows: the rows to judge, missing cells allowed where the family can marginalise. Rows that p learned from look more
+                ordinary than they are: `pofx.ask.outliers.cross_fitted` judges those.
+            reference: ordinary rows that p did not learn from; 4000 draws from p when left out.
+            cells: also judge each cell; a family that can not marginalise judges rows alone.
+            seed: of the draws.
+
+        Raises:
+            Unavailable: p is conditional; or a row has missing cells and the family can not marginalise.
+        """
+        rows = read(rows)
+        x, known = self._encode(rows, self.domain), None if reference is None else self._encode(reference, self.domain)
+        generator = self._generator(self.seed if seed is None else seed)
+        return judge(self.model, x, known, index=index_of(rows), cells=cells, generator=generator)
+
     def expectation(
         self,
         f: Callable[[Any], Any],
@@ -150,16 +171,13 @@ class PofX:
             seed: of the draws.
 
         Returns:
-            A table of the kind that came; with `n`, a list of n tables.
+            A table of the kind that came; with `n`, a list of n tables. Beside rows and tables: memory for 65,536 rows at a time.
         """
         rows = read(rows)
-        container = container_of(rows)
-        x = self._encode(rows, self.domain)
         generator = self._generator(self.seed if seed is None else seed)
         if n is None:
-            return like(rows, decode(self.model.impute(x, generator=generator).cpu(), self.domain, container))
-        drawn = (self.model.complete(x, generator=generator).cpu() for _ in range(n))
-        return [like(rows, decode(each, self.domain, container)) for each in drawn]
+            return self._filled(rows, self.model.impute, generator)
+        return [self._filled(rows, self.model.complete, generator) for _ in range(n)]
 
     def mode(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> Answer:  # noqa: ANN401
         """A most probable row, the evidence kept; the label says how far to trust the maximum."""
@@ -210,6 +228,13 @@ class PofX:
         return f"PofX({who} over {len(self.domain)} variables: {columns}; log_prob: {self.model.density}{how})"
 
     # -- within ------------------------------------------------------------------------------------
+
+    def _filled(self, rows: Any, fill: Callable[..., Tensor], generator: torch.Generator) -> Any:  # noqa: ANN401
+        """The rows, filled piece by piece."""
+        container = container_of(rows)
+        pieces = encode_in_pieces(rows, self.domain, AT_ONCE)
+        filled = (decode(fill(self._on_device(x), generator=generator).cpu(), self.domain, container) for x in pieces)
+        return like(rows, together(filled, count(rows)))
 
     def _derived(self, model: Model) -> "PofX":
         how = "; ".join(filter(None, (self.approximation, getattr(model, "approximation", ""))))

@@ -31,6 +31,9 @@ Kinds = Annotated[list[str] | None, typer.Option("--kind", help="correct the inf
 Settings = Annotated[list[str] | None, typer.Option("--set", help="an option of the family: components=5")]
 Where = Annotated[list[str] | None, typer.Option("--where", help="evidence: species=setosa")]
 Budget = Annotated[float | None, typer.Option(help="seconds after which learning keeps the best so far")]
+FAMILY = "gmm"  # what learns where none is named
+MaybeFamily = Annotated[str | None, typer.Option("--family", "-f", help=f"learns from the data, one of: pofx families  [{FAMILY}]")]
+LearnedModel = Annotated[Path | None, typer.Option("--model", "-m", help="instead, a file that pofx fit wrote")]
 Given = Annotated[str | None, typer.Option(help="columns to condition on, separated by commas")]
 
 
@@ -64,7 +67,7 @@ def compare(
 @app.command()
 def fit(
     data: Data,
-    family: Annotated[str, typer.Option("--family", "-f", help="one of: pofx families")] = "gmm",
+    family: Annotated[str, typer.Option("--family", "-f", help="one of: pofx families")] = FAMILY,
     out: Annotated[Path, typer.Option("--out", "-o", help="the model file to write")] = Path("model.safetensors"),
     given: Given = None,
     holdout: Annotated[str | None, typer.Option(help="file of held-out rows; a tenth of the data when left out")] = None,
@@ -97,7 +100,7 @@ def fit(
 @app.command()
 def search(
     data: Data,
-    family: Annotated[str, typer.Option("--family", "-f", help="one of: pofx families")] = "gmm",
+    family: Annotated[str, typer.Option("--family", "-f", help="one of: pofx families")] = FAMILY,
     out: Annotated[Path, typer.Option("--out", "-o", help="the model file to write")] = Path("model.safetensors"),
     trials: Annotated[int, typer.Option(help="configurations to try")] = 20,
     timeout: Annotated[float | None, typer.Option(help="seconds after which no new one is tried")] = None,
@@ -115,19 +118,28 @@ def search(
 @app.command()
 def sample(
     model: ModelFile,
-    n: Annotated[int, typer.Option("--number", "-n", help="rows to draw (for each row of --given)")] = 10,
+    n: Annotated[int, typer.Option("--number", "-n", help="rows to draw (for each row of a --given file)")] = 10,
     where: Where = None,
-    given: Annotated[Path | None, typer.Option(help="file with the rows to condition on, for a p(x | c)")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(help="a column's value, which the rows then show: age=30; or a file with the rows to condition on, for a p(x | c)"),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw rows, from p or from p given evidence."""
+    """Draw rows, from p or from p given evidence (--given shows the evidence in its column, --where leaves it out)."""
     from pofx.ask import open as opened
+    from pofx.cli.rows import sample_given
 
     p = opened(model)
     if where:
         p = p.conditional(_evidence(where))
-    _write(p.sample(n, given=None if given is None else str(given), seed=seed), out)
+    if given and all("=" in item for item in given):
+        _write(sample_given(p, _words(given), n, seed), out)
+        return
+    if given and len(given) > 1:
+        raise OptionError(f"--given is one file, or values NAME=VALUE, got {', '.join(given)}")
+    _write(p.sample(n, given=given[0] if given else None, seed=seed), out)
 
 
 @app.command()
@@ -153,24 +165,72 @@ def score(
 
 @app.command()
 def impute(
-    model: ModelFile,
     data: Data,
     out: Out = None,
-    n: Annotated[int | None, typer.Option("--number", "-n", help="instead of means, the k-th of n joint draws: see --draw")] = None,
+    family: MaybeFamily = None,
+    model: LearnedModel = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", "--number", "-n", min=1, help="instead of means, so many joint draws, a file each: NAME-1, ...")
+    ] = None,
+    setting: Settings = None,
+    kind: Kinds = None,
     seed: Seed = 0,
+    budget: Budget = None,
 ) -> None:
-    """Fill missing cells: conditional means and most probable levels, or joint draws."""
+    """Fill missing cells: conditional means and most probable levels, or joint draws; types, order and labels stay."""
+    from pofx.ask import fit as learn
     from pofx.ask import open as opened
-    from pofx.data import read
+    from pofx.cli.rows import check_ending, filled_in, read_typed, write_labelled
 
-    filled = opened(model).impute(read(data), n, seed=seed)
-    if n is None:
-        _write(filled, out)
-        return
-    if out is None:
+    if draws and out is None:
         raise OptionError("draws need a file each: give --out NAME.csv, written as NAME-1.csv, NAME-2.csv, ...")
-    for k, table in enumerate(filled, start=1):
-        _write(table, out.with_stem(f"{out.stem}-{k}"))
+    check_ending(out)
+    _check_either(model, family, setting, kind, budget)
+    rows = read_typed(data)
+    p = opened(model) if model else learn(rows, family or FAMILY, schema=_kinds(kind), seed=seed, budget=budget, **_settings(setting))
+    if out is None:
+        _write(filled_in(rows, p.impute(rows, seed=seed)), None)
+        return
+    for k in range(draws or 1):  # one at a time: memory for one table, however many files
+        place = out.with_name(f"{out.name.partition('.')[0]}-{k + 1}{''.join(out.suffixes)}") if draws else out
+        filled = p.impute(rows, 1, seed=seed + k)[0] if draws else p.impute(rows, seed=seed)
+        write_labelled(filled_in(rows, filled), place)
+        typer.echo(f"Wrote {place}", err=True)
+
+
+@app.command()
+def outliers(
+    data: Data,
+    family: MaybeFamily = None,
+    model: LearnedModel = None,
+    reference: Annotated[str | None, typer.Option(help="file of ordinary rows that were not learned from; else draws of p")] = None,
+    n: Annotated[int, typer.Option("--n", "--number", "-n", min=0, help="rows to show, the most surprising first")] = 10,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the numbers of every row (CSV, Parquet)")] = None,
+    folds: Annotated[int, typer.Option(help="parts of the data, each judged by what is learned from the others")] = 5,
+    trim: Annotated[
+        float, typer.Option(help="share of the rows, the most surprising, that learning leaves out: ranks better if many are")
+    ] = 0.0,
+    cells: Annotated[bool, typer.Option(help="also judge each cell: D + 1 times the work")] = True,
+    setting: Settings = None,
+    kind: Kinds = None,
+    seed: Seed = 0,
+    budget: Budget = None,
+) -> None:
+    """The most surprising rows, and the cell most to blame in each."""
+    from pofx.cli.outliers import scores, told, under, within
+    from pofx.cli.rows import check_ending
+
+    check_ending(out, (".csv", ".csv.gz", ".tsv", ".parquet"))
+    _check_either(model, family, setting, kind, budget)
+    if model:
+        result = under(model, data, reference, cells=cells, seed=seed)
+    else:
+        named = family or FAMILY
+        options = _settings(setting), _kinds(kind), reference
+        result = within(data, named, *options, folds=folds, trim=trim, cells=cells, seed=seed, budget=budget)
+    typer.echo(told(result, n))
+    if out is not None:
+        _write(scores(result), out)
 
 
 @app.command()
@@ -233,6 +293,15 @@ def main() -> None:
 
 def _names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def _check_either(model: Path | None, *learning: object) -> None:
+    if model and any(option is not None for option in learning):
+        raise OptionError("--model is learned already: leave out --family, --set, --kind and --budget, or --model")
+
+
+def _words(items: list[str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, _, value in (item.partition("=") for item in items)]
 
 
 def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:

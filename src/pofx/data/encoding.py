@@ -4,9 +4,11 @@ Columns are found by name, in any order; a level becomes its position in the var
 null, NaN, NA) becomes NaN. `decode` in `containers` is the way back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
 import torch
@@ -42,6 +44,50 @@ def encode(data: Any, domain: Domain, *, partial: bool = False) -> Rows:  # noqa
             x[:, d] = _codes(column(frame[v.name], v.name), v)
     check_support(x, domain)
     return torch.from_numpy(x)
+
+
+def count(data: Any) -> int:  # noqa: ANN401
+    """How many rows there are."""
+    return len(table(data) if is_table(data) else array(data))
+
+
+def encode_in_pieces(data: Any, domain: Domain, size: int) -> Iterator[Rows]:  # noqa: ANN401
+    """The rows of `encode`, so many at a time: memory for one piece, whatever the length; no rows are one empty piece.
+
+    Raises:
+        DataError: as `encode`; rows are counted from the first of all pieces.
+    """
+    whole = table(data) if is_table(data) else array(data)
+    for start in range(0, max(len(whole), 1), size):
+        piece = whole[start : start + size]
+        try:
+            x = encode(piece if isinstance(piece, np.ndarray) else piece.to_native(), domain)
+        except DataError:
+            encode(data, domain)  # the sentence of the whole names the row in the whole
+            raise
+        yield x
+
+
+def together(pieces: Iterator[Any], n: int) -> Any:  # noqa: ANN401
+    """Consecutive pieces of n rows, tables or arrays of one kind, as one: an array is filled as they come."""
+    first = next(pieces)
+    if len(first) == n:
+        return first
+    if isinstance(first, np.ndarray | Tensor):
+        return _stacked(first, pieces, n)
+    if isinstance(first, pd.DataFrame):
+        return pd.concat([first, *pieces], ignore_index=True)
+    return nw.concat([nw.from_native(piece) for piece in chain([first], pieces)]).to_native()
+
+
+def _stacked(first: Any, rest: Iterator[Any], n: int) -> Any:  # noqa: ANN401
+    shape = (n, *first.shape[1:])
+    out = first.new_empty(shape) if isinstance(first, Tensor) else np.empty(shape, first.dtype)
+    start = 0
+    for piece in chain([first], rest):
+        out[start : start + len(piece)] = piece
+        start += len(piece)
+    return out
 
 
 def _check_names(came: Sequence[str], known: Sequence[str], *, partial: bool) -> None:
@@ -116,7 +162,8 @@ def check_support(x: NDArray[np.float64], domain: Domain) -> None:
     Raises:
         DataError: an infinity, a count that is not whole, a value outside the bounds; names column and row.
     """
-    refuse_infinity(x, domain.names)
+    if len(x):
+        refuse_infinity(x, domain.names)
     least, most = np.array([_limits(v) for v in domain.variables]).T
     if (np.fmin.reduce(x, axis=0, initial=np.inf) < least).any() or (np.fmax.reduce(x, axis=0, initial=-np.inf) > most).any():
         spikes = np.array([np.nan if v.spike is None else v.spike for v in domain.variables])

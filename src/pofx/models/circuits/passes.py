@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pofx.models.circuits.graph import Graph, Index, Level
 from pofx.types import Generator
@@ -115,7 +114,7 @@ def _rescale(v: Tensor, scale: Tensor, more: Tensor | None) -> None:
     """Divide by the sum over units, in place, and carry its log; a row that is 0 stays so."""
     total = v.sum(-1)
     v.div_(torch.where(total > 0, total, 1.0)[..., None])
-    functional.threshold_(v, _LEAST * torch.finfo(v.dtype).tiny, 0.0)
+    torch.threshold_(v, _LEAST * torch.finfo(v.dtype).tiny, 0.0)
     scale.add_(total.log_())
     if more is not None:
         scale.add_(more)

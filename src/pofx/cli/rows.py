@@ -1,0 +1,80 @@
+"""Rows of a file on their way in and out: whole numbers stay whole, labels stay with their rows, evidence stands in its column."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pofx.ask import PofX
+from pofx.ask.evidence import fill_in, parse, point
+from pofx.data import decode, read, write
+from pofx.errors import DataError
+
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".parquet", ".npy")
+TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+
+def read_typed(data: str) -> Any:  # noqa: ANN401
+    """Rows of a file; a text file's column of whole numbers with empty cells is one of integers, not of reals.
+
+    Text has no types, and the reader has no integers with holes: written back as it is, 3750 would become 3750.0.
+    """
+    rows = read(data)
+    if isinstance(rows, pd.DataFrame) and data.lower().endswith(TEXT):
+        return rows.astype({name: "Int64" for name in rows.columns if _whole(rows[name])})
+    return rows
+
+
+def _whole(column: "pd.Series[Any]") -> bool:
+    if column.dtype != np.float64 or not column.isna().any():
+        return False
+    seen = column.dropna()
+    return bool(len(seen)) and bool(((seen == seen.round()) & (seen.abs() < 2**53)).all())
+
+
+def check_ending(out: Path | None, endings: tuple[str, ...] = ENDINGS) -> None:
+    """Refuse, before anything is learned, a file that can not be written.
+
+    Raises:
+        DataError: the ending is none of those.
+    """
+    if out is not None and not out.name.lower().endswith(endings):
+        raise DataError(f"{out} has an ending that is not written here: use {', '.join(endings[:-1])} or {endings[-1]}")
+
+
+def filled_in(rows: Any, filled: Any) -> Any:  # noqa: ANN401
+    """The filled columns where they stood in a table, beside those that the model does not know; an array as it is filled."""
+    if not isinstance(rows, pd.DataFrame):
+        return filled
+    whole = rows.copy()
+    for label in filled.columns:
+        whole[label] = filled[label]
+    return whole
+
+
+def write_labelled(table: object, out: Path) -> None:
+    """Write rows with the labels that a Parquet file gave them: as its index again, or as the first columns of text."""
+    labelled = isinstance(table, pd.DataFrame) and not isinstance(table.index, pd.RangeIndex)
+    if labelled and out.suffix == ".parquet":
+        table.to_parquet(out)  # type: ignore[attr-defined]
+    elif labelled and out.suffix != ".npy":
+        write(table.reset_index(), out)  # type: ignore[attr-defined]
+    else:
+        write(table, out)
+
+
+def sample_given(p: PofX, words: list[tuple[str, str]], n: int, seed: int) -> Any:  # noqa: ANN401
+    """n whole rows with the given values in their columns and draws of p(the others | the given) in theirs.
+
+    Raises:
+        OptionError: a column is unknown or given twice, or every column is given.
+        DataError: a value is not one of its column's.
+        Unavailable: the family has no conditional.
+    """
+    if p.model.context is not None:
+        return p.sample(n, given={name: [value] for name, value in parse(p.model.context, words).items()}, seed=seed)
+    evidence = point(p.domain, parse(p.domain, words))
+    rest = p.model.conditional(evidence).sample(n, generator=torch.Generator().manual_seed(seed))
+    return decode(fill_in(evidence, rest), p.domain, p.container)

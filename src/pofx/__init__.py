@@ -22,6 +22,7 @@ _PLACES = {
     "compare": "pofx.comparison",
     "families": "pofx.models.registry",
     "Answer": "pofx.types",
+    "Between": "pofx.ask.generic.events",
     "Kind": "pofx.types",
     "Model": "pofx.models.base",
     "Domain": "pofx.domain",
@@ -31,6 +32,7 @@ _PLACES = {
 }
 __all__ = [
     "Answer",
+    "Between",
     "Domain",
     "Kind",
     "Model",
@@ -49,6 +51,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pofx.ask import PofX, fit, open, search
+    from pofx.ask.generic.events import Between
     from pofx.comparison import compare
     from pofx.data import infer_domain, load
     from pofx.domain import Domain, Variable

@@ -87,5 +87,10 @@ class Answer:
 
     def __repr__(self) -> str:
         value = np.array2string(np.asarray(self.value), precision=4, threshold=6)
-        error = "" if self.error is None else f" ± {np.array2string(np.asarray(self.error), precision=2, threshold=6)}"
+        error = "" if self.error is None else f" ± {np.array2string(np.asarray(self.error), formatter={'float_kind': _short}, threshold=6)}"
         return f"{value}{error} ({self.kind}{': ' + self.how if self.how else ''})"
+
+
+def _short(error: float) -> str:
+    """Two digits, wherever the point is."""
+    return f"{error:.2g}"

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from pofx.ask import files
-from pofx.ask.evidence import point
+from pofx.ask.evidence import event
+from pofx.ask.generic import conditional, mode, mutual_information, posterior, probability
 from pofx.ask.origin import Origin
 from pofx.ask.outliers import Outliers, index_of, judge
 from pofx.ask.questions import kinds
+from pofx.ask.sampled import Dropped, given, known
 from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.data.encoding import count, encode_in_pieces, together
 from pofx.domain import Domain
-from pofx.errors import OptionError
+from pofx.errors import OptionError, Unavailable
 from pofx.learn import Record
 from pofx.models.base import Model
 from pofx.types import Answer, Kind, X
@@ -141,6 +143,39 @@ class PofX:
         error = values.std(0, ddof=1) / np.sqrt(n)
         return Answer(np.asarray(values.mean(0)), Kind.ESTIMATE, np.asarray(error), f"the mean over {n} draws")
 
+    def probability(
+        self,
+        what: Mapping[str, Any] | Callable[[Any], Any],
+        n: int = 10_000,
+        *,
+        seed: int | None = None,
+    ) -> Answer:
+        """P(what), with its standard error; exact where the family sums it out.
+
+        Args:
+            what: column -> value, set of values, or `pofx.Between`; or a function of rows, as `sample` gives them, to truths.
+            n: draws, where it is estimated.
+            seed: of the draws.
+        """
+        generator = self._generator(self.seed if seed is None else seed)
+        if not callable(what):
+            return probability(self.model, event(self.domain, what), draws=n, generator=generator)
+
+        def holds(x: Tensor) -> Tensor:
+            return torch.from_numpy(np.array(what(decode(x.cpu(), self.domain, self.container)), dtype=bool))
+
+        return probability(self.model, holds, draws=n, generator=generator)
+
+    def mutual_information(self, a: str | Sequence[str], b: str | Sequence[str], *, seed: int | None = None) -> Answer:
+        """I(A; B) of two groups of columns in nats, with its standard error.
+
+        Raises:
+            OptionError: a group is empty, or they share a column.
+            Unavailable: the density is a bound or has no constant.
+        """
+        groups = ([self.domain.index(name) for name in as_columns(names)] for names in (a, b))
+        return mutual_information(self.model, *groups, generator=self._generator(self.seed if seed is None else seed))
+
     def mean(self) -> Answer:
         """E[x] of every variable (of codes, where a variable has levels), exactly.
 
@@ -181,10 +216,15 @@ class PofX:
 
     def mode(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> Answer:  # noqa: ANN401
         """A most probable row, the evidence kept; the label says how far to trust the maximum."""
-        known = self._on_device(point(self.domain, {**(evidence or {}), **named}))
-        x, seen = self.model.mode(known), (~known.isnan()).nonzero().flatten().tolist()
-        row = decode(x[None].cpu(), self.domain, self.container)
-        return Answer(row, self.model.answers("mode", seen), None, f"log p = {float(self._log_prob(x)):.4f} nats there")
+        facts = event(self.domain, {**(evidence or {}), **named})
+        seen = facts.as_point()
+        if seen is not None and self.model.answers("mode", facts.seen) is not Kind.NONE:
+            x = self.model.mode(self._on_device(seen))
+            how, kind = f"log p = {float(self._log_prob(x)):.4f} nats there", self.model.answers("mode", facts.seen)
+        else:
+            found = mode(self.model, facts, generator=self._generator(self.seed))
+            x, kind, how = found.x, found.kind, f"log p = {found.log_p:.4f} nats there; {found.how}"
+        return Answer(decode(x[None].cpu(), self.domain, self.container), kind, None, how)
 
     def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401
         """The code z of each row, shape (N, L)."""
@@ -201,18 +241,68 @@ class PofX:
     def marginal(self, *names: str) -> "PofX":
         """p of some of the columns, in the order given.
 
-        Raises:
-            Unavailable: the family has no closed form; samples with the other columns dropped follow it.
+        Where the family has no closed form: samples with the other columns dropped, and log_prob as an estimate with its error;
+        `approximation` says so.
         """
-        return self._derived(self.model.marginal([self.domain.index(name) for name in names]))
+        keep = [self.domain.index(name) for name in names]
+        try:
+            return self._derived(self.model.marginal(keep))
+        except Unavailable:
+            if self.model.context is not None:
+                raise
+            return self._derived(Dropped(self.model, keep))
 
-    def conditional(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> "PofX":  # noqa: ANN401
-        """p of the other columns, given values of some: a mapping, or keywords where names allow.
+    def conditional(
+        self,
+        evidence: Mapping[str, Any] | None = None,
+        /,
+        *,
+        method: str | None = None,
+        draws: int = 2000,
+        seed: int | None = None,
+        **named: Any,  # noqa: ANN401
+    ) -> "PofX":
+        """p of the other columns, given what is known of some: a mapping, or keywords where names allow.
+
+        A column may be known by its value, by a set (or list) of values or levels, or by an interval, `pofx.Between(lower, upper)`;
+        the last two stay columns of the answer. In closed form where the family has one; else by draws, whose method and
+        effective size `approximation` tells.
+
+        Args:
+            evidence: column -> what is known of it.
+            method: exact, rejection, sir, hmc, gibbs or abc; None: the first that is good (see `pofx.ask.generic.conditional`).
+            draws: how many, where the answer is draws.
+            seed: of those draws.
+            **named: the same as evidence.
 
         Raises:
-            Unavailable: the family can not, or the evidence has probability 0.
+            Unavailable: no method can, or the evidence has probability 0.
         """
-        return self._derived(self.model.conditional(self._on_device(point(self.domain, {**(evidence or {}), **named}))))
+        facts = event(self.domain, {**(evidence or {}), **named})
+        seen = facts.as_point()
+        if method is None and seen is not None:
+            try:
+                return self._derived(self.model.conditional(self._on_device(seen)))
+            except Unavailable as refused:
+                if self.model.context is not None or self.model.answers("conditional", facts.seen) is not Kind.NONE:
+                    raise refused
+        generator = self._generator(self.seed if seed is None else seed)
+        return self._derived(given(self.model, facts, conditional(self.model, facts, method=method, draws=draws, generator=generator)))
+
+    def posterior(self, log_likelihood: Callable[[Tensor], Tensor], *, draws: int = 4000, seed: int | None = None) -> "PofX":
+        """p(x) L(x) / Z: this p as the prior of a Bayes update with a likelihood of the user's, by draws.
+
+        Args:
+            log_likelihood: rows (N, D), a tensor with levels as codes and columns in the domain's order, to log L, (N,), in nats. Where
+                torch can differentiate it, moves follow the gradient.
+            draws: how many.
+            seed: of those draws.
+
+        Raises:
+            DataError: the likelihood is NaN or inf at a draw, or 0 at all of them.
+        """
+        generator = self._generator(self.seed if seed is None else seed)
+        return self._derived(known(self.domain, posterior(self.model, log_likelihood, draws=draws, generator=generator)))
 
     # -- files -------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Nothing heavy is imported before a command needs it: `pofx --help` loads no torc
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+if TYPE_CHECKING:
+    from pofx.ask import PofX
 
 Data = Annotated[str, typer.Argument(help="a file (CSV, Parquet, NPZ, NPY), a folder of images, or a built-in set: pofx data")]
 ModelFile = Annotated[Path, typer.Argument(help="a file that pofx fit wrote")]
@@ -133,7 +136,7 @@ def sample(
 
     p = opened(model)
     if where:
-        p = p.conditional(_evidence(where))
+        p = _given(p, where)
     if given and all("=" in item for item in given):
         _write(sample_given(p, _words(given), n, seed), out)
         return
@@ -154,7 +157,7 @@ def score(
 
     p = opened(model)
     if where:
-        p = p.conditional(_evidence(where))
+        p = _given(p, where)
     if rows:
         for value in p.log_prob(data).value:
             typer.echo(f"{value:.6f}")
@@ -196,6 +199,27 @@ def impute(
         filled = p.impute(rows, 1, seed=seed + k)[0] if draws else p.impute(rows, seed=seed)
         write_labelled(filled_in(rows, filled), place)
         typer.echo(f"Wrote {place}", err=True)
+
+
+@app.command()
+def ask(
+    model: ModelFile,
+    event: Annotated[list[str], typer.Argument(help='what holds: "income > 50000", sex=F, "10 <= age < 20"; all of several')],
+    given: Annotated[list[str] | None, typer.Option(help="what is known, in the same words")] = None,
+    n: Annotated[int, typer.Option("--number", "-n", min=1, help="draws, where the answer is an estimate")] = 10_000,
+    seed: Seed = 0,
+) -> None:
+    """P(event), or P(event | given), with its standard error."""
+    from pofx.ask import open as opened
+    from pofx.ask.evidence import conditions
+
+    p = opened(model)
+    if given:
+        p = p.conditional(conditions(p.domain, given), draws=n, seed=seed)
+    answer = p.probability(conditions(p.domain, event), n, seed=seed)
+    error = "" if answer.error is None else f" ± {float(answer.error):.2g}"
+    how = "; ".join(filter(None, (answer.how, p.approximation)))
+    typer.echo(f"{float(answer):.6g}{error} ({answer.kind}{': ' + how if how else ''})")
 
 
 @app.command()
@@ -319,8 +343,12 @@ def _kinds(items: list[str] | None) -> dict[str, Any] | None:
     return _pairs(items, "--kind") or None
 
 
-def _evidence(items: list[str]) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in _pairs(items, "--where").items()}
+def _given(p: "PofX", items: list[str]) -> "PofX":
+    """p of the other columns, evidence read by each column's kind."""
+    from pofx.ask.evidence import parse
+
+    _pairs(items, "--where")
+    return p.conditional(parse(p.domain, _words(items)))
 
 
 def _plain(text: str) -> Any:  # noqa: ANN401

@@ -14,14 +14,15 @@ def is_deterministic(graph: Graph, inputs: Inputs, mixing: Mixing, theta: Tensor
     Read off the inputs of the units themselves: of a variable that each of a sum's children has an input of, every value
     must have probability in one of the units at most. (A circuit may choose deeper down; this does not see it.)
     """
-    alive = [(mixing.weight.detach() > 0).any(1)[graph.sum_of == s] for s in range(len(graph.owner))]
-    below = [graph.child[graph.sum_of == s].tolist() for s in range(len(graph.owner))]
-    groups = [*zip(below, alive, strict=True), (list(range(graph.roots)), mixing.root.detach() > 0)]
+    reached = (mixing.weight.detach() > 0).any(1)  # (E, K)
+    edges = [(graph.sum_of == s).nonzero()[:, 0] for s in range(len(graph.owner))]
+    groups = [(graph.child[of_sum].tolist(), reached[of_sum]) for of_sum in edges]
+    groups.append((list(range(graph.roots)), mixing.root.detach() > 0))
     possible = _possible(inputs, theta)
     held: list[dict[int, int]] = [{} for _ in range(graph.size)]
     for i, (node, d) in enumerate(zip(graph.holder.tolist(), graph.variable.tolist(), strict=True)):
         held[node][d] = i
-    return all(_chooses([held[c] for c in children], units, possible) for children, units in groups)
+    return all(_chooses([held[c] for c in children], alive, possible) for children, alive in groups)
 
 
 def _chooses(children: list[dict[int, int]], alive: Tensor, possible: dict[int, Tensor]) -> bool:

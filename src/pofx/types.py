@@ -87,7 +87,8 @@ class Answer:
 
     def __repr__(self) -> str:
         value = np.array2string(np.asarray(self.value), precision=4, threshold=6)
-        error = "" if self.error is None else f" ± {np.array2string(np.asarray(self.error), formatter={'float_kind': _short}, threshold=6)}"
+        two_digits: Any = {"float_kind": _short}  # NumPy's own type for it is private
+        error = "" if self.error is None else f" ± {np.array2string(np.asarray(self.error), formatter=two_digits, threshold=6)}"
         return f"{value}{error} ({self.kind}{': ' + self.how if self.how else ''})"
 
 

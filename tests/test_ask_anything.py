@@ -175,6 +175,26 @@ def test_a_predicate_that_is_never_true_says_how_rare_it_may_be(p):
     assert "95" in answer.how
 
 
+def test_a_class_is_bayes_rule(p, table):
+    rows = table[:20].drop(columns="kind")
+    answer = p.classify(rows, "kind")
+    assert answer.kind is Kind.EXACT
+    for row, chances in zip(rows.to_dict("records"), answer.value, strict=True):
+        given = p.conditional(row)
+        for level, chance in zip(p.domain["kind"].levels, chances, strict=True):
+            assert float(given.probability({"kind": level})) == pytest.approx(chance, abs=1e-9)
+
+
+def test_only_levels_are_classified(p, table):
+    with pytest.raises(OptionError, match="column 'size' is real: only a column of levels is classified"):
+        p.classify(table, "size")
+
+
+def test_an_expectation_that_is_not_a_number(p):
+    with pytest.raises(DataError, match=r"f is NaN at \d+ of 1000 rows drawn"):
+        p.expectation(lambda rows: np.where(rows["size"] > 0, 1.0, np.nan), 1000)
+
+
 def test_the_shell_asks(p, tmp_path):
     file = tmp_path / "p.safetensors"
     p.save(file)

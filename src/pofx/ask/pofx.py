@@ -23,7 +23,7 @@ from pofx.ask.sampled import Dropped, given, known
 from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.data.encoding import count, encode_in_pieces, together
 from pofx.domain import Domain
-from pofx.errors import OptionError, Unavailable
+from pofx.errors import DataError, OptionError, Unavailable
 from pofx.learn import Record
 from pofx.models.base import Model
 from pofx.types import Answer, Kind, X
@@ -140,6 +140,9 @@ class PofX:
         values = np.asarray(f(self.sample(n, given=given, seed=self.seed if seed is None else seed)), dtype=np.float64)
         if values.shape[:1] != (n,):
             raise OptionError(f"f gives one number (or row of numbers) for each of {n} rows, got shape {values.shape}")
+        bad = int(np.isnan(values).reshape(n, -1).any(1).sum())
+        if bad:
+            raise DataError(f"f is NaN at {bad} of {n} rows drawn: it must be a number wherever p is positive")
         error = values.std(0, ddof=1) / np.sqrt(n)
         return Answer(np.asarray(values.mean(0)), Kind.ESTIMATE, np.asarray(error), f"the mean over {n} draws")
 
@@ -165,6 +168,30 @@ class PofX:
             return torch.from_numpy(np.array(what(decode(x.cpu(), self.domain, self.container)), dtype=bool))
 
         return probability(self.model, holds, draws=n, generator=generator)
+
+    def classify(self, rows: Any, column: str) -> Answer:  # noqa: ANN401
+        """P(column = level | the row's other cells), (N, levels) in the order of the domain's levels; the column's own cells are not read.
+
+        p(level | rest) is p(level, rest) over its sum over levels: a log_prob for each level, of its kind.
+
+        Raises:
+            OptionError: the column has no levels.
+            Unavailable: a row has missing cells and the family can not marginalise.
+        """
+        d = self.domain.index(column)
+        levels = self.domain.variables[d].levels
+        if not levels:
+            raise OptionError(
+                f"column {column!r} is {self.domain.variables[d].kind}: only a column of levels is classified; ask conditional"
+            )
+        x = self._on_device(encode(read(rows), self.domain, partial=True))
+        each = []
+        for code in range(len(levels)):
+            x[:, d] = code
+            each.append(self._log_prob(x))
+        label = self.model.missing if bool(x.isnan().any()) else self.model.density
+        how = f"levels in order: {', '.join(map(str, levels))}"
+        return Answer(_numpy(torch.stack(each, dim=1).softmax(1)), label if label is Kind.EXACT else Kind.ESTIMATE, None, how)
 
     def mutual_information(self, a: str | Sequence[str], b: str | Sequence[str], *, seed: int | None = None) -> Answer:
         """I(A; B) of two groups of columns in nats, with its standard error.

@@ -22,7 +22,6 @@ from pofx.types import Context, Generator, Kind, Nats, Point, X
 Structure = Callable[[Domain, Tensor], Sequence[Node]]  # of a domain and rows (N, D)
 _PARTS = ("variable", "holder", "owner", "sum_of", "child")
 _START_ROWS = 5000  # that the laws' first parameters are fitted to
-
 _ALIGNED = 3.0  # weight that a unit's number below has at the start, over that of all units together
 _OWN = 0.5  # weight of a unit's own row at the start, over that of all rows
 

@@ -17,7 +17,7 @@ from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.distributions.discrete import Bernoulli, Categorical, FiniteLaw
 from pofx.domain import Variable, VariableKind
-from pofx.models.circuits.graph import quickest
+from pofx.models.circuits.graph import Index, quickest
 from pofx.models.circuits.passes import Leaves
 from pofx.types import Generator
 
@@ -42,7 +42,8 @@ class _Tabled(NamedTuple):
     first: float  # the least value
     levels: int
     begin: int  # of their rows in the table
-    at: slice | Tensor  # their parameters
+    at: Index  # their parameters
+    variables: Index  # and what they are laws of
 
 
 class Evaluated(NamedTuple):
@@ -72,11 +73,11 @@ class Inputs:
         for law, blocks in members.items():
             values = _values(law)
             if values is not None:
-                at = quickest(self.columns.select(blocks)[1])
-                self.tabled.append(_Tabled(law, torch.tensor(blocks), *values, self.size, at))  # type: ignore[arg-type]
+                places = quickest(self.columns.select(blocks)[1]), quickest(torch.tensor([variable[i] for i in blocks]))
+                self.tabled.append(_Tabled(law, torch.tensor(blocks), *values, self.size, *places))  # type: ignore[arg-type]
                 self.size += len(blocks) * values[1]
         listed = [i for group in self.tabled for i in group.blocks.tolist()]
-        others = [i for i in range(len(self.variable)) if i not in set(listed)]
+        others = sorted(set(range(len(self.variable))) - set(listed))
         self.others = torch.tensor(others, dtype=torch.long)
         self._other_variables = torch.tensor([self.variable[i] for i in others], dtype=torch.long)
         self._other_columns, self._other_parameters = self.columns.select(others)
@@ -104,17 +105,13 @@ class Inputs:
         return torch.cat([*parts, ends])
 
     def _own(self, theta: Tensor, group: _Tabled) -> Tensor:
-        positions = (
-            self.columns.select(group.blocks.tolist())[1].to(theta.device) if len(self.tabled) > 1 or len(self.others) else slice(None)
-        )
-        return theta[:, positions].unflatten(1, (len(group.blocks), group.law.width))
+        return theta[:, group.at].unflatten(1, (len(group.blocks), group.law.width))
 
     def _rows(self, group: _Tabled, x: Tensor) -> Tensor:
         """Where in the table each cell of the group's variables stands: (n, B)."""
-        at = [self.variable[i] for i in group.blocks.tolist()]
-        code = x[:, at].T - group.first
+        code = x[:, group.variables].T - group.first
         inside = (code >= 0) & (code < group.levels) & (code == code.floor())
-        offset = group.begin + group.levels * torch.arange(len(at), device=x.device)[:, None]
+        offset = group.begin + group.levels * torch.arange(len(group.blocks), device=x.device)[:, None]
         row = torch.where(inside, code, 0.0).long() + offset
         return torch.where(inside, row, torch.where(code.isnan(), self.size, self.size + 1))
 

@@ -445,5 +445,5 @@ def test_codes_alone_need_no_bijection():
 
 
 def test_an_unknown_taker_is_refused():
-    with pytest.raises(OptionError, match="everything, discrete, reals"):
+    with pytest.raises(OptionError, match="everything, scaled, discrete, reals"):
         plan(EVERY, "integers")

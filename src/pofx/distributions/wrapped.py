@@ -103,9 +103,8 @@ class Gridded(NewtonFit):
 
     @property
     def support(self) -> tuple[float, float]:  # type: ignore[override]
-        """That of the law, and the half cells that reach over its ends."""
-        lower, upper = self.law.support
-        return lower - self.resolution / 2, upper + self.resolution / 2
+        """That of the law, its ends included: a value rounded from inside may lie on them, not beyond."""
+        return self.law.support
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
         log_p = self.law.log_mass(parameters, x, self.resolution) - math.log(self.resolution)

@@ -100,6 +100,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        if entered:
+            dist.barrier()  # nobody leaves while another still talks
     finally:
         if entered:
             dist.destroy_process_group()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pofx.data import check_training, split
-from pofx.domain import Domain, Variable, VariableKind
+from pofx.domain import Domain, Level, Variable, VariableKind
 from pofx.errors import DataError, OptionError, Unavailable
 from pofx.models.base import Model
 from pofx.types import Generator, Kind, Mask, X
@@ -113,7 +113,7 @@ class Outliers:
             columns["cell_p_value"] = np.where(found, self.cell_p_value[rows, blame], np.nan)
         return pd.DataFrame(columns, index=self.index[rows])
 
-    def _value(self, row: int, d: int) -> Any:  # noqa: ANN401
+    def _value(self, row: int, d: int) -> Level | None:
         return None if d < 0 else in_words(self.domain.variables[d], float(self.x[row, d]))
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Outliers:
         return f"Outliers({head}; log_prob: {self.kind}; {self.how})\n{self.table(n).to_string()}"
 
 
-def in_words(v: Variable, value: float) -> Any:  # noqa: ANN401
+def in_words(v: Variable, value: float) -> Level:
     """A value of the domain as the user writes it: a level, a whole number, a real."""
     if v.levels:
         return v.levels[round(value)]

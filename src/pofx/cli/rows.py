@@ -56,13 +56,12 @@ def filled_in(rows: Any, filled: Any) -> Any:  # noqa: ANN401
 
 def write_labelled(table: object, out: Path) -> None:
     """Write rows with the labels that a Parquet file gave them: as its index again, or as the first columns of text."""
-    labelled = isinstance(table, pd.DataFrame) and not isinstance(table.index, pd.RangeIndex)
-    if labelled and out.suffix == ".parquet":
-        table.to_parquet(out)  # type: ignore[attr-defined]
-    elif labelled and out.suffix != ".npy":
-        write(table.reset_index(), out)  # type: ignore[attr-defined]
-    else:
+    if not isinstance(table, pd.DataFrame) or isinstance(table.index, pd.RangeIndex) or out.suffix == ".npy":
         write(table, out)
+    elif out.suffix == ".parquet":
+        table.to_parquet(out)
+    else:
+        write(table.reset_index(), out)
 
 
 def sample_given(p: PofX, words: list[tuple[str, str]], n: int, seed: int) -> Any:  # noqa: ANN401

@@ -40,6 +40,7 @@ class Bernoulli(Law):
     pseudo: float = 0.5
     numbers: bool = False
     width = 1
+    first, levels = 0, 2
     stand_in = 0.0
     continuous = False
     support = (0.0, 1.0)

@@ -14,8 +14,6 @@ Source: Peharz et al., "Einsum networks", ICML 2020 (stochastic EM for circuits)
 expectation-maximization algorithm for latent data models", Journal of the Royal Statistical Society B 71(3), 2009.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -40,7 +38,7 @@ class ExpectationMaximisation(torch.optim.AdamW):
         circuit.ledger = self.ledger
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ANN401
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """One step from the gradients of the mean of -log p."""
         circuit, eta = self.circuit, min(PACE * self.param_groups[0]["lr"], 1.0)
         mixing, table = self.ledger.mixing, self.ledger.table

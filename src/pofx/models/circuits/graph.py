@@ -190,11 +190,6 @@ class Graph:
         )
 
     @cached_property
-    def tree(self) -> bool:
-        """Whether no node is shared and no sum chooses between children: every draw visits every node."""
-        return all(level.tree and level.sum_of is None for level in self.levels) and self.roots == 1
-
-    @cached_property
     def scopes(self) -> tuple[frozenset[int], ...]:
         """The variables below each node."""
         scope: list[set[int]] = [set() for _ in range(self.size)]

@@ -71,11 +71,10 @@ class Inputs:
         self.tabled: list[_Tabled] = []
         self.size = 0  # rows of the table
         for law, blocks in members.items():
-            values = _values(law)
-            if values is not None:
+            if isinstance(law, Bernoulli | FiniteLaw) and law.levels <= TABLE_AT_MOST:
                 places = quickest(self.columns.select(blocks)[1]), quickest(torch.tensor([variable[i] for i in blocks]))
-                self.tabled.append(_Tabled(law, torch.tensor(blocks), *values, self.size, *places))  # type: ignore[arg-type]
-                self.size += len(blocks) * values[1]
+                self.tabled.append(_Tabled(law, torch.tensor(blocks), float(law.first), law.levels, self.size, *places))
+                self.size += len(blocks) * law.levels
         listed = [i for group in self.tabled for i in group.blocks.tolist()]
         others = sorted(set(range(len(self.variable))) - set(listed))
         self.others = torch.tensor(others, dtype=torch.long)
@@ -162,13 +161,6 @@ class Inputs:
 
     def _in_order(self, stacked: Tensor) -> Tensor:
         return stacked if self._restore is None else stacked[self._restore.to(stacked.device)]
-
-
-def _values(law: Law) -> tuple[float, int] | None:
-    """The least value of a law and how many there are, where they fit in a table."""
-    if isinstance(law, Bernoulli):
-        return 0.0, 2
-    return (float(law.first), law.levels) if isinstance(law, FiniteLaw) and law.levels <= TABLE_AT_MOST else None
 
 
 def _log_masses(law: Bernoulli | FiniteLaw, parameters: Tensor) -> Tensor:

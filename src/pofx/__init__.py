@@ -22,7 +22,7 @@ _PLACES = {
     "compare": "pofx.comparison",
     "families": "pofx.models.registry",
     "Answer": "pofx.types",
-    "Between": "pofx.ask.generic.events",
+    "Between": "pofx.events",
     "Kind": "pofx.types",
     "Model": "pofx.models.base",
     "Domain": "pofx.domain",
@@ -51,11 +51,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pofx.ask import PofX, fit, open, search
-    from pofx.ask.generic.events import Between
     from pofx.comparison import compare
     from pofx.data import infer_domain, load
     from pofx.domain import Domain, Variable
     from pofx.errors import PofxError, Unavailable
+    from pofx.events import Between
     from pofx.models.base import Model
     from pofx.models.registry import families
     from pofx.types import Answer, Kind

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pofx.ask.generic.events import Among, Between, Condition, Event, Value
 from pofx.data import encode
 from pofx.domain import Domain, Level, Variable, did_you_mean
 from pofx.errors import DataError, OptionError
+from pofx.events import Among, Between, Condition, Event, Value
 from pofx.types import Point, X
 
 _COMPARISON = re.compile(r"\s*(<=|>=|==|=|<|>)\s*")

@@ -5,12 +5,12 @@ They work on a `Model`, tensors and nats: events in codes, rows (N, D).
 
 from pofx.ask.generic.conditional import METHODS, conditional
 from pofx.ask.generic.draws import Draws
-from pofx.ask.generic.events import Among, Between, Event, Value
 from pofx.ask.generic.expectation import expectation, probability
 from pofx.ask.generic.information import mutual_information
 from pofx.ask.generic.marginal import drop, log_marginal
 from pofx.ask.generic.mode import Mode, mode
 from pofx.ask.generic.posterior import posterior
+from pofx.events import Among, Between, Event, Value
 
 __all__ = [
     "METHODS",

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pofx.ask.generic.draws import Chains, Draws
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.resampling import evidence_of, weigh
 from pofx.ask.generic.space import Coordinate, LogDensity, Unconstrained, coordinates, repeatable, target
 from pofx.errors import Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.samplers import Hamiltonian, Weighted, gibbs, hmc
 from pofx.samplers.densities import differentiable, restricted

@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pofx.ask.generic.draws import Draws, Independent
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.resampling import impossible
 from pofx.ask.generic.space import at_spike
 from pofx.distributions.drawing import draw
 from pofx.domain import Variable
 from pofx.errors import Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.types import Generator, Kind
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pofx.ask.generic.chains import hamiltonian, sweeps
 from pofx.ask.generic.closed import exact
 from pofx.ask.generic.draws import Draws, Importance
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.rejection import rejection
 from pofx.ask.generic.resampling import impossible, sir
 from pofx.ask.generic.tolerance import abc
 from pofx.domain import did_you_mean
 from pofx.errors import OptionError, Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.types import Generator, Kind
 

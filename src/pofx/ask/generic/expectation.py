@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pofx.ask.generic.closed import closed_points, log_masses, log_measure
 from pofx.ask.generic.draws import Function, checked
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.space import draws_of
 from pofx.errors import DataError, OptionError
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.types import Answer, Generator, Kind
 

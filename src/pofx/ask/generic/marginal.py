@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.resampling import POOL, weigh
 from pofx.ask.generic.space import draws_of
 from pofx.errors import DataError, OptionError, Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.types import Answer, Generator, Kind, X
 

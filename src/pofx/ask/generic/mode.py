@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pofx.ask.generic.conditional import conditional
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.space import Coordinate, Unconstrained, coordinates, repeatable, target
 from pofx.errors import Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.samplers import ascend
 from pofx.samplers.densities import differentiable

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pofx.ask.generic.events import Among, Between, Condition, Event, Value
 from pofx.ask.generic.space import Coordinate
 from pofx.domain import Variable, VariableKind
+from pofx.events import Among, Between, Condition, Event, Value
 from pofx.types import Generator
 
 _UNORDERED = (VariableKind.CATEGORICAL, VariableKind.BINARY)

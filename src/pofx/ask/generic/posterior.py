@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pofx.ask.generic.draws import Draws, Islands
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.space import LogDensity, Unconstrained, coordinates, draws_of, repeatable
 from pofx.errors import DataError, OptionError
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.samplers import Hamiltonian, Independence, Kernel, Sweep, smc
 from pofx.samplers.densities import differentiable

@@ -6,10 +6,10 @@ import torch
 
 from pofx.ask.generic.closed import log_measure
 from pofx.ask.generic.draws import Draws, Independent
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.resampling import FEWEST, impossible, too_few
 from pofx.ask.generic.space import draws_of
 from pofx.errors import Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.types import Generator, Kind
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from pofx.ask.generic.draws import Draws, Importance
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.kernels import Mixture, Rows, learn
 from pofx.ask.generic.nearness import distance, placed
 from pofx.ask.generic.space import Coordinate, LogDensity, coordinates, draws_of, target
 from pofx.errors import Unavailable
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.samplers import Weighted, systematic
 from pofx.samplers.smc import rise

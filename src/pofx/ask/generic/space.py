@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from pofx.ask.generic.events import Between, Event, lower_end, upper_end
 from pofx.domain import Variable
+from pofx.events import Between, Event, lower_end, upper_end
 from pofx.models.base import Model
 from pofx.types import Generator, Kind
 

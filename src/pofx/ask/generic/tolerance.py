@@ -3,10 +3,10 @@
 import torch
 
 from pofx.ask.generic.draws import Draws, Independent
-from pofx.ask.generic.events import Event
 from pofx.ask.generic.nearness import distance
 from pofx.ask.generic.resampling import impossible
 from pofx.ask.generic.space import draws_of
+from pofx.events import Event
 from pofx.models.base import Model
 from pofx.types import Generator, Kind
 

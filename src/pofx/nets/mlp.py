@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
@@ -36,3 +37,9 @@ class MLP(nn.Sequential):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         super().__init__(*layers, last)
+
+    def upright(self, v: Tensor) -> Tensor:
+        """The same net on columns: (inputs, N) -> (outputs, N)."""
+        for layer in self:
+            v = torch.addmm(layer.bias[:, None], layer.weight, v) if isinstance(layer, nn.Linear) else layer(v)
+        return v

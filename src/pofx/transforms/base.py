@@ -9,9 +9,9 @@ Source: Nielsen, Jaini, Hoogeboom, Winther and Welling, "SurVAE Flows", NeurIPS 
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from pofx.types import Context, Generator, Nats, X
 
@@ -26,6 +26,42 @@ class Transform(nn.Module, abc.ABC):
     @abc.abstractmethod
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: u = T^-1(x) and log|det J_T^-1(x)|."""
+
+
+Pass = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+class Upright(Transform):
+    """A bijection that computes on upright tensors: variables first, the batch last, (D, N) and conditions (C, N).
+
+    So what belongs to a variable lies in one piece of memory, halves of the variables are views, and sums over bins or weights run
+    along whole rows. Parts that follow each other stand in one `Stack`, which turns the tensors once, not at every part.
+    """
+
+    @abc.abstractmethod
+    def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (D, N) and log|det J_T|, (N,)."""
+
+    @abc.abstractmethod
+    def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """u (D, N) and log|det J_T^-1|, (N,)."""
+
+    def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Base to data."""
+        return _upright(self.to_data, u, c)
+
+    def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Data to base."""
+        return _upright(self.to_base, x, c)
+
+
+def _upright(ask: Pass, v: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The answer for rows (*batch, D)."""
+    batch = v.shape[:-1]
+    if c is not None:
+        c = c.expand(*batch, c.shape[-1]).reshape(-1, c.shape[-1]).T.contiguous()
+    out, log_det = ask(v.reshape(-1, v.shape[-1]).T.contiguous(), c)
+    return out.T.reshape(v.shape), log_det.reshape(batch)
 
 
 class PerVariable(nn.Module, abc.ABC):
@@ -77,3 +113,31 @@ class Compose(Transform):
             x, own = part.inverse(x, c)
             log_det = log_det + own
         return x, log_det
+
+
+class Stack(Upright):
+    """T = T_K o ... o T_1 of upright parts, in the order given.
+
+    Args:
+        *parts: T_1, ..., T_K.
+    """
+
+    def __init__(self, *parts: Upright) -> None:
+        super().__init__()
+        self.parts: Sequence[Upright] = nn.ModuleList(parts)  # type: ignore[assignment]
+
+    def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """T_1 first."""
+        return _through((part.to_data for part in self.parts), u, c)
+
+    def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """T_K undone first."""
+        return _through((part.to_base for part in reversed(self.parts)), x, c)
+
+
+def _through(passes: Iterable[Pass], v: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    log_det = v.new_zeros(v.shape[1])
+    for one in passes:
+        v, own = one(v, c)
+        log_det = log_det + own
+    return v, log_det

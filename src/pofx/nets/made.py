@@ -1,0 +1,144 @@
+"""MADE: a net whose outputs for variable i see the variables before i only, and that unrolls, variable by variable, at the cost of one pass.
+
+Every hidden unit has a degree m in 1 ... D-1 and sees what has a degree of at most m; the outputs of variable i (i = 1 ... D) see units of
+a degree below i. The weights that a unit may not have are 0 from the start and get no gradient, so they stay 0, and the forward
+pass multiplies plain matrices. Units stand in the order of their degrees: those that variable i completes are one slice.
+
+Source: Germain, Gregor, Murray and Larochelle, "MADE: masked autoencoder for distribution estimation", ICML 2015, arXiv:1502.03509.
+Residual blocks: Nash and Durkan, "Autoregressive energy machines", ICML 2019, arXiv:1904.05626.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+FAR = 1e3  # values that steer are clipped to it: one that is out there (or infinite) must not make NaN of others
+Solve = Callable[[int, Tensor], Tensor]  # from i and the outputs of variable i, (size, N), to x_i, (N,)
+
+
+class MADE(nn.Module):
+    """Outputs (size, D, N) for x (D, N) and conditions c (C, N); those of variable i depend on x_1 ... x_i-1 and c.
+
+    Args:
+        dim: D.
+        size: outputs of each variable.
+        widths: of the hidden layers, whose activation is the ReLU.
+        context: C; every unit sees all of c, and some see nothing else, so that the first variable sees it, too.
+        residual: whether every two hidden layers after the first are a residual block: all widths are equal then, and odd in number.
+        start: what the outputs of every variable are before learning.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        size: int,
+        widths: Sequence[int] = (128, 128),
+        *,
+        context: int = 0,
+        residual: bool = False,
+        start: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.dim, self.size = dim, size
+        least = 0 if context or dim == 1 else 1
+        degrees = [torch.arange(1, dim + 1), *(torch.sort(torch.arange(n) % (dim - least) + least).values for n in widths)]
+        masks = [unit[:, None] >= seen for seen, unit in pairwise(degrees)]
+        self.layers: Sequence[Masked] = nn.ModuleList(map(Masked, masks))  # type: ignore[assignment]
+        self.last = Masked((degrees[0][:, None] > degrees[-1]).repeat(size, 1))
+        self.context = nn.Linear(context, widths[0], bias=False) if context else None
+        self.skips = [j - 2 if residual and j and j % 2 == 0 else None for j in range(len(widths))]
+        self.ends = [torch.searchsorted(m, torch.arange(dim), right=True).tolist() for m in degrees[1:]]
+        with torch.no_grad():
+            self.last.weight.zero_()
+            self.last.bias.copy_(torch.tensor(tuple(start) or (0.0,) * size).repeat_interleave(dim))
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """(size, D, N) of (D, N) and (C, N)."""
+        h = [self.layers[0](x.clamp(-FAR, FAR))]
+        if self.context is not None and c is not None:
+            h[0] = torch.addmm(h[0], self.context.weight, c)
+        for layer, skip in zip(self.layers[1:], self.skips[1:], strict=True):
+            z = layer(relu(h[-1]))
+            h.append(z if skip is None else z + h[skip])
+        outputs: Tensor = self.last(relu(h[-1]))
+        return outputs.view(self.size, self.dim, -1)
+
+    @torch.no_grad()
+    def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> Tensor:
+        """x (D, N) with x_i = solve(i, outputs of variable i), i = 0 ... D-1; each unit is computed once, so all of it costs half a pass."""
+        state = _Unrolled(self, like, c)
+        weight, bias = self.last.weight.view(self.size, self.dim, -1), self.last.bias.view(self.size, self.dim, 1)
+        for i in range(self.dim):
+            known = state.complete(i)
+            state.take(i, solve(i, torch.addmm(bias[:, i], weight[:, i, : len(known)], known)))
+        return state.x
+
+
+class _Unrolled:
+    """What is known of x and of the hidden units so far."""
+
+    def __init__(self, net: MADE, like: Tensor, c: Tensor | None) -> None:
+        self.net, self.x, self.steering = net, torch.empty_like(like), torch.empty_like(like)
+        self.h = [like.new_empty(layer.out_features, like.shape[1]) for layer in net.layers]
+        self.lit = self.h if set(net.skips) == {None} else [torch.empty_like(h) for h in self.h]
+        self.by_context = None if net.context is None or c is None else net.context.weight @ c
+
+    def take(self, i: int, x: Tensor) -> None:
+        """x_i."""
+        self.x[i] = x
+        torch.clamp(x, -FAR, FAR, out=self.steering[i])
+
+    def complete(self, i: int) -> Tensor:
+        """The units that see i variables and no more, and with them all of the last layer that variable i may see."""
+        below = self.steering[:i]
+        for j, (layer, skip, ends) in enumerate(zip(self.net.layers, self.net.skips, self.net.ends, strict=True)):
+            new = slice(ends[i - 1] if i else 0, ends[i])
+            z = torch.addmm(layer.bias[new, None], layer.weight[new, : len(below)], below, out=self.h[j][new])
+            if j == 0 and self.by_context is not None:
+                z += self.by_context[new]
+            if skip is not None:
+                z += self.h[skip][new]
+            torch.clamp_min(z, 0, out=self.lit[j][new])
+            below = self.lit[j][: ends[i]]
+        return below
+
+
+class Masked(nn.Module):
+    """W h + b of columns h, (inputs, N) -> (outputs, N), with W = 0 wherever the mask is.
+
+    Args:
+        mask: (outputs, inputs).
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.out_features = len(mask)
+        linear = nn.Linear(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask.to(linear.weight), persistent=False)
+        self.weight = nn.Parameter(linear.weight.detach() * self.mask)
+        self.bias = nn.Parameter(linear.bias.detach())
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(inputs, N) -> (outputs, N)."""
+        value: Tensor = _Masked.apply(h, self.weight, self.bias, self.mask)
+        return value
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(h, weight, mask)
+        return torch.addmm(bias[:, None], weight, h)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        h, weight, mask = ctx.saved_tensors
+        grad = grad.to(h.dtype)  # lower under autocast
+        down = weight.T @ grad if ctx.needs_input_grad[0] else None
+        return down, (grad @ h.T) * mask, grad.sum(1), None

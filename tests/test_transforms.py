@@ -13,13 +13,17 @@ from torch.testing import assert_close
 import pofx.transforms
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import OptionError
-from pofx.transforms.base import Compose, PerVariable, Surjection, Transform
-from pofx.transforms.coupling import AffineCoupling
+from pofx.transforms.autoregressive import Autoregressive
+from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform, Upright
+from pofx.transforms.coupling import AffineCoupling, Couplings
 from pofx.transforms.dequantise import Cells, NormalScores, on_grid, smoothed
 from pofx.transforms.elementwise import Elementwise, Scale
-from pofx.transforms.linear import Triangular
+from pofx.transforms.linear import LU, Orthogonal, Triangular
+from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
 from pofx.transforms.permutation import Permutation
 from pofx.transforms.plan import image, plan
+from pofx.transforms.planar import Planar, Radial
+from pofx.transforms.pointwise import ActNorm, Pointwise
 
 
 def elementwise():
@@ -40,6 +44,23 @@ TRANSFORMS = {  # bijections of three variables; the name says "context" when th
     "permutation": lambda: Permutation([2, 0, 1]),
     "riffle": lambda: Permutation.riffle(3),
     "triangular": lambda: Triangular(3),
+    "lu": lambda: LU(3),
+    "orthogonal": lambda: Orthogonal(3),
+    "actnorm": lambda: ActNorm(3),
+    "planar": lambda: Planar(3),
+    "radial": lambda: Radial(3),
+    "scales": lambda: Pointwise(3, Affine()),
+    "splines": lambda: Pointwise(3, RationalQuadratic()),
+    "angles": lambda: Pointwise(3, RationalQuadratic(bound=math.pi, circular=True)),
+    "shift couplings": lambda: Couplings(3, 3, Shift()),
+    "affine couplings, context": lambda: Couplings(3, 3, Affine(), first=[2], context=2),
+    "spline couplings": lambda: Couplings(3, 3, RationalQuadratic(4, 3.0)),
+    "spline coupling, context": lambda: Couplings(3, 1, RationalQuadratic(), context=2),
+    "autoregressive": lambda: Autoregressive(3, widths=(16, 16)),
+    "autoregressive, context": lambda: Autoregressive(3, widths=(16,), context=2, backwards=True),
+    "autoregressive splines": lambda: Autoregressive(3, RationalQuadratic(), widths=(16, 16, 16), residual=True),
+    "inverse autoregressive": lambda: Inverse(Autoregressive(3, widths=(16, 16))),
+    "stack": lambda: Stack(Couplings(3, 2, RationalQuadratic()), LU(3), Autoregressive(3)),
     "compose": lambda: Compose(AffineCoupling(3), Permutation.riffle(3), AffineCoupling(3, swap=True), Triangular(3)),
 }
 DIE = Variable("die", VariableKind.COUNT, lower=1.0, upper=6.0)
@@ -85,6 +106,9 @@ CELLED = (ENDLESS, ROUNDED, SPIKED, BOTH, RAIN)
 def away_from_identity(T):
     for p in T.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    for m in T.modules():
+        if hasattr(m, "mask"):
+            m.weight.data.mul_(m.mask)
     return T
 
 
@@ -105,7 +129,7 @@ def test_every_class_has_a_line_above():
     modules = [m for m in modules if not m.__name__.endswith("inverse_cdf")]  # has a file of tests of its own
     written = {t for m in modules for t in vars(m).values() if isinstance(t, type) and issubclass(t, (Transform, PerVariable, Surjection))}
     tested = {type(make()) for make in TRANSFORMS.values()} | {type(make()[0]) for make in SURJECTIONS.values()}
-    assert written - {Transform, PerVariable, Surjection} == tested
+    assert written - {Transform, Upright, PerVariable, Surjection} == tested
 
 
 # -- bijections ------------------------------------------------------------------------------------

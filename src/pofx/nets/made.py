@@ -1,4 +1,4 @@
-"""MADE: a net whose outputs for variable i see the variables before i only, and that unrolls, variable by variable, at the cost of one pass.
+"""MADE: outputs for variable i that see the variables before i only, unrolled variable by variable at the cost of one pass.
 
 Every hidden unit has a degree m in 1 ... D-1 and sees what has a degree of at most m; the outputs of variable i (i = 1 ... D) see units of
 a degree below i. The weights that a unit may not have are 0 from the start and get no gradient, so they stay 0, and the forward
@@ -69,7 +69,7 @@ class MADE(nn.Module):
 
     @torch.no_grad()
     def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> Tensor:
-        """x (D, N) with x_i = solve(i, outputs of variable i), i = 0 ... D-1; each unit is computed once, so all of it costs half a pass."""
+        """x (D, N) with x_i = solve(i, outputs of variable i), i = 0 ... D-1; each unit is computed once: half a pass in all."""
         state = _Unrolled(self, like, c)
         weight, bias = self.last.weight.view(self.size, self.dim, -1), self.last.bias.view(self.size, self.dim, 1)
         for i in range(self.dim):

@@ -11,6 +11,7 @@ Source: Nielsen, Jaini, Hoogeboom, Winther and Welling, "SurVAE Flows", NeurIPS 
 import abc
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pofx.types import Context, Generator, Nats, X
@@ -26,6 +27,9 @@ class Transform(nn.Module, abc.ABC):
     @abc.abstractmethod
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: u = T^-1(x) and log|det J_T^-1(x)|."""
+
+    def start(self, x: X, c: Context | None = None) -> None:
+        """Set what depends on the data, from rows x (N, D) as they arrive here on their way to the base."""
 
 
 Pass = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -106,6 +110,13 @@ class Compose(Transform):
             log_det = log_det + own
         return u, log_det
 
+    @torch.no_grad()
+    def start(self, x: X, c: Context | None = None) -> None:
+        """Every part, from what the parts after it make of the rows."""
+        for part in reversed(self.parts):
+            part.start(x, c)
+            x = part.inverse(x, c)[0]
+
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: T_K undone first."""
         log_det = x.new_zeros(x.shape[:-1])
@@ -126,6 +137,13 @@ class Stack(Upright):
         super().__init__()
         self.parts: Sequence[Upright] = nn.ModuleList(parts)  # type: ignore[assignment]
 
+    @torch.no_grad()
+    def start(self, x: X, c: Context | None = None) -> None:
+        """Every part, from what the parts after it make of the rows."""
+        for part in reversed(self.parts):
+            part.start(x, c)
+            x = part.inverse(x, c)[0]
+
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """T_1 first."""
         return _through((part.to_data for part in self.parts), u, c)
@@ -141,3 +159,24 @@ def _through(passes: Iterable[Pass], v: Tensor, c: Tensor | None) -> tuple[Tenso
         v, own = one(v, c)
         log_det = log_det + own
     return v, log_det
+
+
+class Inverse(Transform):
+    """The other way round: inverse autoregressive flow is the `Inverse` of a masked autoregressive one.
+
+    Args:
+        transform: what is turned round.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Base to data: its way to the base."""
+        return self.transform.inverse(u, c)
+
+    def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
+        """Data to base: its way to the data."""
+        u, log_det = self.transform(x, c)
+        return u, log_det

@@ -1,6 +1,7 @@
 """Coupling: one half of the variables passes unchanged and steers how the other half moves."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,7 @@ class Couplings(Upright):
         a = list(range(0, dim, 2)) if first is None else sorted(set(first))
         b = [d for d in range(dim) if d not in a]
         if not context and not (a and b):
-            raise OptionError(f"a coupling needs variables in both halves, or a condition; of {dim} one half has {len(a)} and there is none")
+            raise OptionError(f"a coupling needs variables in both halves, or a condition; got {len(a)} and {len(b)} and none")
         self.monotone, self.sizes = monotone, (len(a), len(b))
         order = torch.tensor([*a, *b], dtype=torch.long)
         self.register_buffer("order", order, persistent=False)
@@ -126,7 +127,7 @@ class Couplings(Upright):
         size = self.sizes[moving]
         net = make(self.sizes[1 - moving] + context, self.monotone.size * size)
         with torch.no_grad():
-            net[-1].bias.copy_(torch.tensor(self.monotone.identity).repeat_interleave(size))
+            cast("nn.Linear", net[-1]).bias.copy_(torch.tensor(self.monotone.identity).repeat_interleave(size))
         return net
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -138,10 +139,10 @@ class Couplings(Upright):
         return self._passed(u, c, self.monotone.to_data, list(zip(self.moving, self.nets, strict=True))[::-1])
 
     def _passed(self, v: Tensor, c: Tensor | None, bend: Bend, layers: list[tuple[int, MLP]]) -> tuple[Tensor, Tensor]:
-        halves, log_det = list(v[self.order].split(self.sizes)), v.new_zeros(v.shape[1])
+        halves, log_det = list(v.index_select(0, self.order).split(self.sizes)), v.new_zeros(v.shape[1])
         for moving, net in layers:
             steering = halves[1 - moving].clamp(-FAR, FAR)
             raw = net.upright(steering if c is None else torch.cat((steering, c)))
             halves[moving], log_slope = bend(halves[moving], raw.unflatten(0, (self.monotone.size, -1)))
             log_det = log_det + log_slope.sum(0)
-        return torch.cat(halves)[self.back], log_det
+        return torch.cat(halves).index_select(0, self.back), log_det

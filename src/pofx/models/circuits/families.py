@@ -28,6 +28,7 @@ class CircuitConfig(GradientConfig, abc.ABC):
     batch_size: int = Field(256, ge=1, description="where not given, a 32nd of the rows, from 16 to 256")
     max_epochs: int = Field(60, ge=1)
     clip_norm: float | None = Field(None, gt=0)
+    ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
     def for_rows(self, n: int) -> "GradientConfig":
         """The batch size, where it was not given."""

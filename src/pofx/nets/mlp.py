@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,11 @@ class MLP(nn.Sequential):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         super().__init__(*layers, last)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer of W_K and b_K."""
+        return cast("nn.Linear", self[-1])
 
     def upright(self, v: Tensor) -> Tensor:
         """The same net on columns: (inputs, N) -> (outputs, N)."""

@@ -1,7 +1,7 @@
 """Coupling: one half of the variables passes unchanged and steers how the other half moves."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,17 @@ from pofx.types import Context, Nats, X
 
 Bend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # from values and raw numbers
 FAR = 1e3  # steering values are clipped to it: a half that is out there (or infinite) must not make NaN of the other
+
+
+class Conditioner(Protocol):
+    """A net on columns whose last layer starts at zero."""
+
+    @property
+    def last(self) -> nn.Linear:
+        """That layer."""
+
+    def upright(self, v: Tensor) -> Tensor:
+        """(inputs, N) -> (outputs, N)."""
 
 
 class AffineCoupling(Transform):
@@ -109,7 +120,7 @@ class Couplings(Upright):
         *,
         first: Sequence[int] | None = None,
         context: int = 0,
-        net: Callable[[int, int], MLP] = MLP,
+        net: Callable[[int, int], Conditioner] = MLP,
     ) -> None:
         super().__init__()
         a = list(range(0, dim, 2)) if first is None else sorted(set(first))
@@ -121,13 +132,13 @@ class Couplings(Upright):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
         self.moving = [1 - k % 2 if a and b else int(bool(b)) for k in range(layers)]
-        self.nets: Sequence[MLP] = nn.ModuleList(self._net(net, context, half) for half in self.moving)  # type: ignore[assignment]
+        self.nets: Sequence[Conditioner] = nn.ModuleList(self._net(net, context, half) for half in self.moving)  # type: ignore[assignment, misc]
 
-    def _net(self, make: Callable[[int, int], MLP], context: int, moving: int) -> MLP:
+    def _net(self, make: Callable[[int, int], Conditioner], context: int, moving: int) -> Conditioner:
         size = self.sizes[moving]
         net = make(self.sizes[1 - moving] + context, self.monotone.size * size)
         with torch.no_grad():
-            cast("nn.Linear", net[-1]).bias.copy_(torch.tensor(self.monotone.identity).repeat_interleave(size))
+            net.last.bias.copy_(torch.tensor(self.monotone.identity).repeat_interleave(size))
         return net
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -138,7 +149,7 @@ class Couplings(Upright):
         """The last coupling first."""
         return self._passed(u, c, self.monotone.to_data, list(zip(self.moving, self.nets, strict=True))[::-1])
 
-    def _passed(self, v: Tensor, c: Tensor | None, bend: Bend, layers: list[tuple[int, MLP]]) -> tuple[Tensor, Tensor]:
+    def _passed(self, v: Tensor, c: Tensor | None, bend: Bend, layers: list[tuple[int, Conditioner]]) -> tuple[Tensor, Tensor]:
         halves, log_det = list(v.index_select(0, self.order).split(self.sizes)), v.new_zeros(v.shape[1])
         for moving, net in layers:
             steering = halves[1 - moving].clamp(-FAR, FAR)

@@ -10,17 +10,23 @@ from pofx.types import Context, Nats, X
 class Triangular(Transform):
     """x = mean + L u with L lower triangular and positive on its diagonal; log|det J| = sum log L_dd.
 
+    It starts where it whitens the rows; see `whiten`.
+
     Args:
         dim: number D of variables.
+        shrink: rows, per variable, that the start believes uncorrelated.
     """
 
-    keep: Tensor
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, shrink: float = 0.1) -> None:
         super().__init__()
+        self.shrink = shrink
         self.mean = nn.Parameter(torch.zeros(dim))
         self.lower = nn.Parameter(torch.zeros(dim, dim))  # below the diagonal; the rest is never read
         self.log_diagonal = nn.Parameter(torch.zeros(dim))
+
+    def start(self, x: X, c: Context | None = None) -> None:
+        """Whiten the rows."""
+        self.whiten(x, self.shrink)
 
     @torch.no_grad()
     def whiten(self, x: Tensor, shrink: float) -> None:

@@ -1,0 +1,48 @@
+"""Base densities of flows: what a flow bends."""
+
+import torch
+from torch import nn
+
+from pofx.distributions.base import Law, inverse_positive
+from pofx.distributions.columns import Columns
+from pofx.distributions.continuous import Normal, StudentT
+from pofx.domain import Domain
+from pofx.models.base import Model
+from pofx.types import Context, Generator, Nats, X
+
+_START_NU = 8.0
+
+
+class LawBase(Model):
+    """p(u) = sum_k pi_k prod_d p_d(u_d; theta_kd): a product of laws, or a mixture of such products, its numbers learned or kept.
+
+    Args:
+        dim: number of variables.
+        law: of every variable: normal, or Student's t, whose tails a flow that is linear far out keeps.
+        components: K; with several, their centres start apart.
+        learned: whether theta and pi are.
+    """
+
+    def __init__(self, dim: int, law: Law | None = None, *, components: int = 1, learned: bool = False) -> None:
+        super().__init__(Domain.real(dim))
+        self.columns = Columns([law or Normal()] * dim)
+        theta = torch.tensor(_standard(law or Normal())).repeat(components, dim)
+        if components > 1:
+            theta[:, :: (law or Normal()).width] = torch.randn(components, dim)
+        self.theta = nn.Parameter(theta, requires_grad=learned)
+        self.logits = nn.Parameter(torch.zeros(components), requires_grad=learned)
+
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        each = self.columns.log_prob(self.theta, x[:, None], inside=True).sum(-1)  # (N, K)
+        return (each + self.logits.log_softmax(0)).logsumexp(-1)
+
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
+        return self.columns.sample(self.theta[k], generator=generator)
+
+
+def _standard(law: Law) -> list[float]:
+    """Parameters of location 0 and scale 1."""
+    one = float(inverse_positive(torch.tensor(1.0, dtype=torch.float64)))
+    nu = float(inverse_positive(torch.tensor(_START_NU - 1, dtype=torch.float64)))
+    return [0.0, one, nu] if isinstance(law, StudentT) else [0.0, one]

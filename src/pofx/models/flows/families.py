@@ -1,0 +1,119 @@
+"""The flow families: of which transforms each is made."""
+
+import abc
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pofx.distributions.continuous import Normal, StudentT
+from pofx.domain import Domain
+from pofx.models.base import GradientConfig, Model
+from pofx.models.flows.bases import LawBase
+from pofx.models.flows.flow import Flow
+from pofx.nets.residual import ResidualMLP
+from pofx.transforms.autoregressive import Autoregressive
+from pofx.transforms.base import Compose, Stack, Transform, Upright
+from pofx.transforms.coupling import Couplings
+from pofx.transforms.linear import LU, Triangular
+from pofx.transforms.monotone import RationalQuadratic
+
+_BOUND = 5.0  # of splines, in deviations of whitened variables
+
+
+class FlowConfig(GradientConfig, abc.ABC):
+    """Options that all flows share: T = whitening o steps, on a base."""
+
+    conditional: ClassVar[bool] = True
+
+    base: Literal["normal", "student", "mixture"] = Field("normal", description="what is bent; the last two are learned, too")
+    components: int = Field(8, ge=1, le=1024, description="of a mixture base")
+    shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
+    learning_rate: float = Field(1e-3, gt=0)
+    final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
+    max_epochs: int = Field(200, ge=1)
+    ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+
+    def _build(self, domain: Domain, context: Domain | None) -> Model:
+        """The untrained flow."""
+        steps = self.steps(len(domain), 0 if context is None else len(context))
+        name = f"a flow ({type(self).__name__.removesuffix('Config')})"
+        return Flow(domain, Compose(*steps, Triangular(len(domain), self.shrink)), self.base_of(len(domain)), context, name)
+
+    def base_of(self, dim: int) -> Model:
+        """The base density."""
+        if self.base == "normal":
+            return LawBase(dim)
+        law, components = (StudentT(), 1) if self.base == "student" else (Normal(), self.components)
+        return LawBase(dim, law, components=components, learned=True)
+
+    @abc.abstractmethod
+    def steps(self, dim: int, context: int) -> list[Transform]:
+        """What stands between base and whitening, base first."""
+
+
+class NeuralSplineConfig(FlowConfig):
+    """Options of `nsf`."""
+
+    cites: ClassVar[tuple[str, ...]] = (
+        "@inproceedings{durkan2019neural, title={Neural spline flows}, "
+        "author={Durkan, Conor and Bekasov, Artur and Murray, Iain and Papamakarios, George}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2019}}",
+    )
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (2, 4, 8), "width": (32, 64, 128), "dropout": (0.0, 0.1, 0.3)}
+
+    layers: int = Field(4, ge=1, le=256, description="steps: each couples both halves, and mixes all variables linearly")
+    width: int = Field(64, ge=1, le=2**14, description="hidden units of a conditioner")
+    blocks: int = Field(2, ge=1, le=32, description="residual blocks of a conditioner")
+    bins: int = Field(8, ge=2, le=128, description="bins of a spline")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+
+    def steps(self, dim: int, context: int) -> list[Transform]:
+        """Spline couplings and LU layers."""
+        net = partial(ResidualMLP, width=self.width, blocks=self.blocks, dropout=self.dropout)
+        spline = RationalQuadratic(self.bins, _BOUND)
+        parts: list[Upright] = []
+        for _ in range(self.layers):
+            parts += [LU(dim), Couplings(dim, 2, spline, context=context, net=net)]
+        return [Stack(*parts)]
+
+
+class AutoregressiveConfig(FlowConfig, abc.ABC):
+    """Options of the flows that go variable by variable."""
+
+    layers: int = Field(5, ge=1, le=256, description="autoregressive steps, every other one backwards")
+    width: int = Field(128, ge=1, le=2**14, description="hidden units of each of a net's layers")
+
+    def _autoregressive(self, dim: int, context: int, **options: Any) -> list[Autoregressive]:  # noqa: ANN401
+        return [Autoregressive(dim, context=context, backwards=bool(k % 2), **options) for k in range(self.layers)]
+
+
+class MaskedAutoregressiveConfig(AutoregressiveConfig):
+    """Options of `maf`."""
+
+    cites: ClassVar[tuple[str, ...]] = (
+        "@inproceedings{papamakarios2017masked, title={Masked autoregressive flow for density estimation}, "
+        "author={Papamakarios, George and Pavlakou, Theo and Murray, Iain}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2017}}",
+    )
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (3, 5, 10), "width": (64, 128, 256)}
+
+    def steps(self, dim: int, context: int) -> list[Transform]:
+        """Affine maps."""
+        return [Stack(*self._autoregressive(dim, context, widths=(self.width,) * 2))]
+
+
+class NeuralSplineAutoregressiveConfig(AutoregressiveConfig):
+    """Options of `nsf-ar`."""
+
+    cites: ClassVar[tuple[str, ...]] = NeuralSplineConfig.cites
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (2, 3, 5), "width": (64, 128, 256)}
+
+    layers: int = Field(3, ge=1, le=256, description="autoregressive steps, every other one backwards")
+    bins: int = Field(8, ge=2, le=128, description="bins of a spline")
+    blocks: int = Field(1, ge=0, le=32, description="residual blocks of a net")
+
+    def steps(self, dim: int, context: int) -> list[Transform]:
+        """Splines, residual nets."""
+        widths = (self.width,) * (1 + 2 * self.blocks)
+        return [Stack(*self._autoregressive(dim, context, monotone=RationalQuadratic(self.bins, _BOUND), widths=widths, residual=True))]

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from pofx.domain import Domain
 from pofx.errors import DataError, OptionError, Unavailable
-from pofx.models.flows.realnvp import RealNVP, RealNVPConfig
+from pofx.models.flows.flow import Flow
+from pofx.models.flows.realnvp import RealNVPConfig
 from pofx.types import Kind
 
 
@@ -105,7 +106,7 @@ def test_no_tensor_has_two_names():
 def test_missing_cells_are_refused():
     with pytest.raises(Unavailable, match="missing cells"):
         bent(3).log_prob(torch.tensor([[0.0, torch.nan, 1.0]]))
-    assert RealNVP.missing is Kind.NONE
+    assert Flow.missing is Kind.NONE
 
 
 def test_conditions_of_another_width_are_refused():

@@ -1,7 +1,7 @@
 """Coupling: one half of the variables passes unchanged and steers how the other half moves."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ Bend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # from values and raw 
 FAR = 1e3  # steering values are clipped to it: a half that is out there (or infinite) must not make NaN of the other
 
 
+@runtime_checkable
 class Conditioner(Protocol):
     """A net on columns whose last layer starts at zero."""
 

@@ -11,12 +11,14 @@ from pofx.domain import Domain
 from pofx.models.base import GradientConfig, Model
 from pofx.models.flows.bases import LawBase
 from pofx.models.flows.flow import Flow
+from pofx.nets.mlp import MLP
 from pofx.nets.residual import ResidualMLP
 from pofx.transforms.autoregressive import Autoregressive
-from pofx.transforms.base import Compose, Stack, Transform, Upright
+from pofx.transforms.base import Compose, Inverse, Stack, Transform, Upright
 from pofx.transforms.coupling import Couplings
 from pofx.transforms.linear import LU, Triangular
-from pofx.transforms.monotone import RationalQuadratic
+from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
+from pofx.transforms.pointwise import Pointwise
 
 _BOUND = 5.0  # of splines, in deviations of whitened variables
 
@@ -50,6 +52,26 @@ class FlowConfig(GradientConfig, abc.ABC):
     @abc.abstractmethod
     def steps(self, dim: int, context: int) -> list[Transform]:
         """What stands between base and whitening, base first."""
+
+
+class AdditiveConfig(FlowConfig):
+    """Options of `nice`."""
+
+    cites: ClassVar[tuple[str, ...]] = (
+        "@article{dinh2014nice, title={{NICE}: non-linear independent components estimation}, "
+        "author={Dinh, Laurent and Krueger, David and Bengio, Yoshua}, journal={arXiv preprint arXiv:1410.8516}, year={2014}}",
+    )
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (2, 4, 8), "width": (32, 64, 128)}
+
+    layers: int = Field(4, ge=1, le=256, description="additive couplings")
+    width: int = Field(128, ge=1, le=2**14, description="hidden units of each of a net's layers")
+    depth: int = Field(2, ge=1, le=32, description="hidden layers of a conditioner")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+
+    def steps(self, dim: int, context: int) -> list[Transform]:
+        """Shifts, and a scale of each variable at the base."""
+        net = partial(MLP, widths=(self.width,) * self.depth, dropout=self.dropout)
+        return [Stack(Pointwise(dim, Affine()), Couplings(dim, self.layers, Shift(), context=context, net=net))]
 
 
 class NeuralSplineConfig(FlowConfig):
@@ -101,6 +123,24 @@ class MaskedAutoregressiveConfig(AutoregressiveConfig):
     def steps(self, dim: int, context: int) -> list[Transform]:
         """Affine maps."""
         return [Stack(*self._autoregressive(dim, context, widths=(self.width,) * 2))]
+
+
+class InverseAutoregressiveConfig(AutoregressiveConfig):
+    """Options of `iaf`: sampling, and the density of what was sampled, cost one pass; the density of data costs D, in learning too."""
+
+    cites: ClassVar[tuple[str, ...]] = (
+        "@inproceedings{kingma2016improving, title={Improved variational inference with inverse autoregressive flow}, "
+        "author={Kingma, Diederik P. and Salimans, Tim and Jozefowicz, Rafal and Chen, Xi and Sutskever, Ilya and Welling, Max}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2016}}",
+    )
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (1, 2, 4), "width": (32, 64, 128)}
+
+    layers: int = Field(2, ge=1, le=256, description="autoregressive steps, every other one backwards")
+    width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
+
+    def steps(self, dim: int, context: int) -> list[Transform]:
+        """Affine maps, turned round."""
+        return [Inverse(part) for part in self._autoregressive(dim, context, widths=(self.width,) * 2)]
 
 
 class NeuralSplineAutoregressiveConfig(AutoregressiveConfig):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 FAR = 1e3  # values that steer are clipped to it: one that is out there (or infinite) must not make NaN of others
-Solve = Callable[[int, Tensor], Tensor]  # from i and the outputs of variable i, (size, N), to x_i, (N,)
+Solve = Callable[[int, Tensor], Tensor]  # from a variable and its outputs, (size, N), to its values, (N,)
 
 
 class MADE(nn.Module):
@@ -27,6 +27,7 @@ class MADE(nn.Module):
         dim: D.
         size: outputs of each variable.
         widths: of the hidden layers, whose activation is the ReLU.
+        backwards: whether the last variable comes first; the weights know the order, and nothing is turned round.
         context: C; every unit sees all of c, and some see nothing else, so that the first variable sees it, too.
         residual: whether every two hidden layers after the first are a residual block: all widths are equal then, and odd in number.
         start: what the outputs of every variable are before learning.
@@ -38,14 +39,16 @@ class MADE(nn.Module):
         size: int,
         widths: Sequence[int] = (128, 128),
         *,
+        backwards: bool = False,
         context: int = 0,
         residual: bool = False,
         start: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        self.dim, self.size = dim, size
+        self.dim, self.size, self.backwards = dim, size, backwards
+        rank = torch.arange(1, dim + 1)
         least = 0 if context or dim == 1 else 1
-        degrees = [torch.arange(1, dim + 1), *(torch.sort(torch.arange(n) % (dim - least) + least).values for n in widths)]
+        degrees = [rank.flip(0) if backwards else rank, *(torch.sort(torch.arange(n) % (dim - least) + least).values for n in widths)]
         masks = [unit[:, None] >= seen for seen, unit in pairwise(degrees)]
         self.layers: Sequence[Masked] = nn.ModuleList(map(Masked, masks))  # type: ignore[assignment]
         self.last = Masked((degrees[0][:, None] > degrees[-1]).repeat(size, 1))
@@ -67,14 +70,22 @@ class MADE(nn.Module):
         outputs: Tensor = self.last(relu(h[-1]))
         return outputs.view(self.size, self.dim, -1)
 
+    def at(self, i: int) -> int:
+        """The variable that comes i-th."""
+        return self.dim - 1 - i if self.backwards else i
+
+    def before(self, i: int) -> slice:
+        """Those that come before it."""
+        return slice(self.dim - i, self.dim) if self.backwards else slice(i)
+
     @torch.no_grad()
     def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> Tensor:
-        """x (D, N) with x_i = solve(i, outputs of variable i), i = 0 ... D-1; each unit is computed once: half a pass in all."""
+        """x (D, N) with x_d = solve(d, outputs of variable d), one after the other; each unit is computed once: half a pass in all."""
         state = _Unrolled(self, like, c)
         weight, bias = self.last.weight.view(self.size, self.dim, -1), self.last.bias.view(self.size, self.dim, 1)
         for i in range(self.dim):
-            known = state.complete(i)
-            state.take(i, solve(i, torch.addmm(bias[:, i], weight[:, i, : len(known)], known)))
+            d, known = self.at(i), state.complete(i)
+            state.take(d, solve(d, torch.addmm(bias[:, d], weight[:, d, : len(known)], known)))
         return state.x
 
 
@@ -87,23 +98,25 @@ class _Unrolled:
         self.lit = self.h if set(net.skips) == {None} else [torch.empty_like(h) for h in self.h]
         self.by_context = None if net.context is None or c is None else net.context.weight @ c
 
-    def take(self, i: int, x: Tensor) -> None:
-        """x_i."""
-        self.x[i] = x
-        torch.clamp(x, -FAR, FAR, out=self.steering[i])
+    def take(self, d: int, x: Tensor) -> None:
+        """x_d."""
+        self.x[d] = x
+        torch.clamp(x, -FAR, FAR, out=self.steering[d])
 
     def complete(self, i: int) -> Tensor:
         """The units that see i variables and no more, and with them all of the last layer that variable i may see."""
-        below = self.steering[:i]
+        seen = self.net.before(i)
+        below = self.steering[seen]
         for j, (layer, skip, ends) in enumerate(zip(self.net.layers, self.net.skips, self.net.ends, strict=True)):
             new = slice(ends[i - 1] if i else 0, ends[i])
-            z = torch.addmm(layer.bias[new, None], layer.weight[new, : len(below)], below, out=self.h[j][new])
+            z = torch.addmm(layer.bias[new, None], layer.weight[new, seen], below, out=self.h[j][new])
             if j == 0 and self.by_context is not None:
                 z += self.by_context[new]
             if skip is not None:
                 z += self.h[skip][new]
             torch.clamp_min(z, 0, out=self.lit[j][new])
-            below = self.lit[j][: ends[i]]
+            seen = slice(ends[i])
+            below = self.lit[j][seen]
         return below
 
 
@@ -126,6 +139,8 @@ class Masked(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(inputs, N) -> (outputs, N)."""
+        if not torch.is_grad_enabled():
+            return torch.addmm(self.bias[:, None], self.weight, h)
         value: Tensor = _Masked.apply(h, self.weight, self.bias, self.mask)
         return value
 

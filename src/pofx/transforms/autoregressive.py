@@ -39,36 +39,32 @@ class Autoregressive(Upright):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.monotone, self.backwards = monotone or Affine(), backwards
-        self.net = MADE(dim, self.monotone.size, widths, context=context, residual=residual, start=self.monotone.identity)
+        self.monotone = monotone or Affine()
+        start = self.monotone.identity
+        self.net = MADE(dim, self.monotone.size, widths, backwards=backwards, context=context, residual=residual, start=start)
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One pass."""
-        x = self._in_order(x)
         u, log_slope = self.monotone.to_base(x, self.net(x, c))
-        return self._in_order(u), log_slope.sum(0)
+        return u, log_slope.sum(0)
 
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One variable after the other."""
-        x, log_slope = (self._dense if torch.is_grad_enabled() else self._unrolled)(self._in_order(u), c)
-        return self._in_order(x), log_slope
+        return self._dense(u, c) if torch.is_grad_enabled() else self._unrolled(u, c)
 
     def _unrolled(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         total = u.new_zeros(u.shape[1])
 
-        def solve(i: int, raw: Tensor) -> Tensor:
-            x, log_slope = self.monotone.to_data(u[i : i + 1], raw[:, None])
+        def solve(d: int, raw: Tensor) -> Tensor:
+            x, log_slope = self.monotone.to_data(u[d : d + 1], raw[:, None])
             total.add_(log_slope[0])
             return x[0]
 
         return self.net.unroll(solve, u, c), total
 
     def _dense(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """After i passes the first i variables are right."""
+        """After i passes, i variables are right."""
         x, log_slope = self.monotone.to_data(u, self.net(torch.zeros_like(u), c))
         for _ in range(len(u) - 1):
             x, log_slope = self.monotone.to_data(u, self.net(x, c))
         return x, log_slope.sum(0)
-
-    def _in_order(self, v: Tensor) -> Tensor:
-        return v.flip(0) if self.backwards else v

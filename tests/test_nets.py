@@ -1,12 +1,15 @@
 """Networks and what they are fed with."""
 
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.nets.features import Features
+from pofx.nets.made import MADE
 from pofx.nets.mlp import MLP
+from pofx.nets.residual import ResidualMLP
 
 MIXED = Domain(
     (
@@ -61,3 +64,77 @@ def test_constant_or_empty_columns_are_not_divided_by_zero():
 
 def test_dtype_in_is_dtype_out():
     assert Features(MIXED).fit(ROWS)(ROWS.float()).dtype is torch.float32
+
+
+# -- MADE ------------------------------------------------------------------------------------------
+
+NETS = {
+    "plain": {"widths": (16, 12)},
+    "one layer": {"widths": (5,)},
+    "residual": {"widths": (12, 12, 12), "residual": True},
+    "backwards": {"widths": (16, 16), "backwards": True},
+    "context": {"widths": (16, 16), "context": 2},
+    "fewer units than degrees": {"widths": (3, 2)},
+}
+
+
+@pytest.fixture(params=NETS)
+def made(request):
+    """A net of 5 variables and 2 outputs each, away from its start, and a condition for 4 columns."""
+    net = MADE(5, 2, **NETS[request.param])
+    for layer in (*net.layers, net.last):
+        layer.weight.data = torch.randn_like(layer.weight) * layer.mask
+    return net, torch.randn(2, 4) if net.context else None
+
+
+def test_outputs_see_the_variables_before_theirs_only(made):
+    net, c = made
+    c = None if c is None else c[:, :1].expand(-1, 64)
+    J = torch.autograd.functional.jacobian(lambda x: net(x, c).sum((0, 2)), torch.randn(5, 64)).sum(-1)
+    order = [net.at(i) for i in range(5)]
+    J = J[order][:, order]
+    assert torch.equal(J.triu(), torch.zeros(5, 5))
+    if min(layer.out_features for layer in net.layers) >= 5:
+        assert (J.tril(-1).diagonal(-1) != 0).all()
+
+
+def test_every_variable_sees_the_condition():
+    net = MADE(1, 2, (8,), context=2)
+    net.last.weight.data.normal_()
+    J = torch.autograd.functional.jacobian(lambda c: net(torch.zeros(1, 1), c).flatten(), torch.randn(2, 1))
+    assert (J.abs().sum((1, 2)) > 0).all()
+
+
+def test_unrolled_it_gives_what_the_pass_gives(made):
+    net, c = made
+    x, seen = torch.randn(5, 4), {}
+
+    def solve(d, outputs):
+        seen[d] = outputs
+        return x[d]
+
+    assert torch.equal(net.unroll(solve, x, c), x)
+    assert_close(torch.stack([seen[d] for d in range(5)], 1), net(x, c))
+
+
+def test_what_a_unit_may_not_have_stays_zero(made):
+    net, c = made
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(5):
+        optimiser.zero_grad()
+        net(torch.randn(5, 4), c).square().sum().backward()
+        optimiser.step()
+    assert all((layer.weight[layer.mask == 0] == 0).all() for layer in (*net.layers, net.last))
+    assert all(layer.weight.abs().sum() > 0 for layer in net.layers)
+
+
+def test_a_residual_net_starts_at_zero_and_stands_upright():
+    net, v = ResidualMLP(3, 2, 8), torch.randn(6, 3)
+    assert torch.equal(net(v), torch.zeros(6, 2))
+    net.last.weight.data.normal_()
+    assert_close(net.upright(v.T).T, net(v))
+
+
+def test_a_net_gives_the_same_on_columns():
+    net, v = MLP(3, 2, (8,), zero_last=False), torch.randn(6, 3)
+    assert_close(net.upright(v.T).T, net(v))

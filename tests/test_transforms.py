@@ -24,6 +24,7 @@ from pofx.transforms.permutation import Permutation
 from pofx.transforms.plan import image, plan
 from pofx.transforms.planar import Planar, Radial
 from pofx.transforms.pointwise import ActNorm, Pointwise
+from pofx.transforms.spline import Form, inverse_spline, spline
 
 
 def elementwise():
@@ -471,3 +472,83 @@ def test_codes_alone_need_no_bijection():
 def test_an_unknown_taker_is_refused():
     with pytest.raises(OptionError, match="everything, scaled, discrete, reals"):
         plan(EVERY, "integers")
+
+
+# -- splines ---------------------------------------------------------------------------------------
+
+FORMS = [Form(4, 3.0), Form(8, 5.0), Form(5, math.pi, circular=True)]
+
+
+def raw(form, d, n, scale=1.0):
+    return scale * torch.randn(form.parameters, d, n)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ask", [spline, inverse_spline])
+def test_derivatives_of_a_spline_are_those_of_differences(ask, form):
+    x = (2 * torch.randn(2, 7)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, p: ask(x, p, form), (x, raw(form, 2, 7).requires_grad_()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
+def test_a_spline_comes_back_however_stiff(form, dtype, bar):
+    u, p = (form.bound * (2 * torch.rand(20, 5000) - 1)).to(dtype), raw(form, 20, 5000, 10.0).to(dtype)
+    x, log_slope = inverse_spline(u, p, form)
+    back, log_back = spline(x, p, form)
+    assert (back - u).abs().max() < bar
+    assert (log_slope + log_back).abs().max() < 10 * bar
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_log_slope_is_autograds(form):
+    x = (form.bound * (2 * torch.rand(3, 50) - 1)).requires_grad_()
+    y, log_slope = spline(x, raw(form, 3, 50), form)
+    assert_close(torch.autograd.grad(y.sum(), x)[0].log(), log_slope)
+
+
+@pytest.mark.parametrize("ask", [spline, inverse_spline])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_edges_infinities_and_extremes_are_never_nan(ask, dtype):
+    form = FORMS[0]
+    edges = [0.0, 3.0, -3.0, math.nextafter(3.0, 4), 1e6, -1e6, math.inf, -math.inf]
+    x = torch.tensor([edges], dtype=dtype).requires_grad_()
+    for scale in (1.0, 100.0, 1e6):
+        y, log_slope = ask(x, raw(form, 1, len(edges), scale).to(dtype), form)
+        assert not y.isnan().any()
+        assert log_slope.isfinite().all()
+        assert torch.equal(y[0, 4:], x[0, 4:])
+        assert_close(y[0, 1:3], x[0, 1:3])
+        y.clamp(-10, 10).sum().backward()
+        assert not x.grad.isnan().any()
+
+
+def test_an_angle_may_move_its_own_zero_smoothly():
+    """At -B and B, the same point, the slopes are equal, whatever the raw numbers."""
+    form = FORMS[2]
+    p = raw(form, 1, 1).expand(-1, -1, 2)
+    _, log_slope = spline(torch.tensor([[-math.pi, math.pi]]), p, form)
+    assert_close(log_slope[0, 0], log_slope[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"), [({"bins": 1}, "2 to 499 bins"), ({"bins": 500}, "2 to 499 bins"), ({"bound": 0.0}, "bound")]
+)
+def test_a_spline_that_can_not_be_is_refused(options, sentence):
+    with pytest.raises(OptionError, match=sentence):
+        RationalQuadratic(**options)
+
+
+@pytest.mark.parametrize("first", [[], [0, 1, 2]])
+def test_a_half_without_variables_is_refused(first):
+    with pytest.raises(OptionError, match="both halves"):
+        Couplings(3, 2, Affine(), first=first)
+
+
+def test_actnorm_starts_where_rows_are_standard_and_constants_keep_their_scale():
+    x = torch.randn(500, 3) * torch.tensor([2.0, 0.1, 0.0]) + 3
+    T = Stack(ActNorm(3), LU(3))
+    T.start(x)
+    u = T.inverse(x)[0].detach()
+    assert_close(u.mean(0), torch.zeros(3), atol=1e-9, rtol=0)
+    assert_close(u.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))

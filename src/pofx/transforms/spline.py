@@ -49,14 +49,19 @@ def spline(x: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:
         parameters: (form.parameters, d, N), any real numbers: K logits of widths, K of heights, then raw slopes.
         form: the kind.
     """
-    y, log_slope = _Spline.apply(x, parameters, form)
-    return y, log_slope
+    return _asked(_Spline, x, parameters, form)
 
 
 def inverse_spline(y: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """x with spline(x) = y, and log dx/dy; arguments as of `spline`."""
-    x, log_slope = _InverseSpline.apply(y, parameters, form)
-    return x, log_slope
+    return _asked(_InverseSpline, y, parameters, form)
+
+
+def _asked(function: type[torch.autograd.Function], v: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """In single precision at least: half of it can not tell the edges of the narrowest bins apart."""
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    out, log_slope = function.apply(v.to(dtype), parameters.to(dtype), form)
+    return out.to(v.dtype), log_slope.to(v.dtype)
 
 
 class _Bin(NamedTuple):

@@ -22,7 +22,6 @@ import warnings
 from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-warnings.simplefilter("ignore")
 
 import torch
 from torch import nn
@@ -143,6 +142,7 @@ def reversed_order(nf, dim):
 
 def worker(library):
     """Build what the other end asks for, and time it."""
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     ops = {}
     for line in sys.stdin:

@@ -156,4 +156,4 @@ class _Masked(torch.autograd.Function):
         h, weight, mask = ctx.saved_tensors
         grad = grad.to(h.dtype)  # lower under autocast
         down = weight.T @ grad if ctx.needs_input_grad[0] else None
-        return down, (grad @ h.T) * mask, grad.sum(1), None
+        return down, (grad @ h.T).mul_(mask), grad.sum(1), None

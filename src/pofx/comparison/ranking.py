@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
 from pofx.comparison.result import Result
 from pofx.comparison.words import at_most, duration, listed
-from pofx.measure import paired_difference
+from pofx.measure import log_score, paired_difference
 from pofx.types import Answer, Kind
 
 CLEAR = 2.0  # standard errors that make a difference
@@ -51,10 +52,38 @@ def behind(result: Result, best: Result) -> Answer | None:
     return paired_difference(torch.as_tensor(best.likelihood.nats), torch.as_tensor(result.likelihood.nats))
 
 
+def best_by_answers(results: Sequence[Result]) -> Result | None:
+    """The family that gives hidden cells the largest probability; two are compared on the rows that both were asked."""
+    scored = [r for r in results if math.isfinite(r.answering.nats)]
+    return reduce(lambda best, r: r if _ahead(r, best) else best, scored) if scored else None
+
+
+def by_answers(results: Sequence[Result]) -> list[Result]:
+    """Those that were asked about hidden cells: the least behind the best first, those without a score last."""
+    best = best_by_answers(results)
+    asked = [r for r in results if r.answering.questions]
+    gaps = {r.family: None if best is None else behind_in_answers(r, best) for r in asked}
+    return sorted(asked, key=lambda r: (math.isnan(r.answering.nats), math.inf if (gap := gaps[r.family]) is None else float(gap)))
+
+
+def _ahead(result: Result, other: Result) -> bool:
+    gap = behind_in_answers(result, other)
+    return gap is not None and float(gap) < 0
+
+
+def behind_in_answers(result: Result, best: Result) -> Answer | None:
+    """How many nats a hidden cell behind the best, from the rows that both were asked, with its error."""
+    own, its = result.answering.scored, best.answering.scored
+    if own is None or its is None or not math.isfinite(result.answering.nats):
+        return None
+    both = min(len(own.asked), len(its.asked))
+    return log_score(own.asked[:both], its.nats[:both] - own.nats[:both], Kind.ESTIMATE)
+
+
 def wins(results: Sequence[Result]) -> list[Win]:
     """One line a question that some family has an answer to."""
     measured = [r for r in results if not r.failed]
-    found = [_likeliest(measured), *(_least(measured, q) for q in QUESTIONS)]
+    found = [_likeliest(measured), _best_answerer(measured), *(_least(measured, q) for q in QUESTIONS)]
     return [win for win in found if win is not None]
 
 
@@ -65,6 +94,16 @@ def _likeliest(results: Sequence[Result]) -> Win | None:
     level = [r.family for r in results if r is not best and _within_error(behind(r, best))]
     value = f"{at_most(best.kind)}{best.nats:.2f} ± {error_of(best.likelihood.score):.2f} nats a row ({best.kind})"
     return Win("likelihood of the test rows", best.family, value, tuple(level), _bounds_behind(results, best))
+
+
+def _best_answerer(results: Sequence[Result]) -> Win | None:
+    best = best_by_answers(results)
+    if best is None or best.answering.score is None:
+        return None
+    level = [r.family for r in results if r is not best and _within_error(behind_in_answers(r, best))]
+    score = best.answering.score
+    value = f"{at_most(score.kind)}{best.answering.nats:.3f} ± {error_of(score):.3f} nats a cell ({score.kind})"
+    return Win("likelihood of hidden cells, given the others", best.family, value, tuple(level))
 
 
 def _within_error(gap: Answer | None) -> bool:
@@ -100,7 +139,7 @@ class Question:
 
 
 def _least(results: Sequence[Result], question: Question) -> Win | None:
-    found = {r.family: estimate for r in results if (estimate := question.number(r)) is not None}
+    found = {r.family: estimate for r in results if (estimate := question.number(r)) is not None and math.isfinite(estimate[0])}
     if not found:
         return None
     best = min(found, key=lambda name: found[name])
@@ -122,7 +161,15 @@ def _mistaken(r: Result) -> Estimate | None:
     return None if accuracy is None else (1 - float(accuracy), error_of(accuracy))
 
 
+def _estimate(answer: Answer | None) -> Estimate | None:
+    return None if answer is None else (float(answer), error_of(answer))
+
+
 QUESTIONS = (
+    Question(
+        "filling in hidden numbers", lambda r: _estimate(r.answering.numbers), lambda v, e: f"{v:.3f} ± {e:.3f} standard deviations off"
+    ),
+    Question("filling in hidden levels", lambda r: _estimate(r.answering.levels), lambda v, e: f"{v:.1%} ± {e:.1%} wrong"),
     Question("samples like the data (MMD²)", _mmd, lambda v, e: f"{v:.4f} ± {e:.4f}"),
     Question(
         "samples hard to tell from the data (C2ST)", _told_apart, lambda v, e: f"accuracy {v:.2f} ± {e:.2f} from 0.5, where none can tell"

@@ -315,13 +315,15 @@ def test_answers_of_a_known_density_have_their_numbers():
     assert abs(float(answering.numbers) - 1) < 4.9 * float(answering.numbers.error) + 0.05  # in deviations of 2900 training rows
     assert abs(float(answering.calibration.coverage()) - 0.9) < 4.9 * float(answering.calibration.coverage().error)
     assert answering.levels is None
-    assert {q.rows for q in answering.questions.values()} == {len(answering.scored.asked)}
+    assert set(answering.questions) == {"scored", "filled", "drawn"}
 
 
 def test_every_family_is_asked_the_same_cells_which_the_seed_decides():
     comparison = compare(normals(300, 3), [], fit=doubles())
-    masks = [r.answering.scored.asked.mask for r in comparison]
-    assert all(torch.equal(mask, comparison.task.hidden.mask) for mask in masks)
+    hidden = comparison.task.hidden
+    for r in comparison:
+        assert torch.equal(r.answering.scored.nats.row, hidden.row)
+        assert torch.equal(~r.answering.calibration.rank.isnan(), hidden.mask)
     assert not torch.equal(task_of("iris", seed=1).hidden.row, task_of("iris", seed=2).hidden.row)
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import DataError
-from pofx.measure import calibration, error_of_levels, error_of_numbers, hide, log_score, scales
+from pofx.measure import calibration, hide, scales, squared_error, surprise, wrong
 from pofx.measure.hidden_cells import DRAWS, HiddenCells
 from pofx.types import Kind
 
@@ -95,20 +95,31 @@ def test_rows_of_one_cell_are_not_asked():
 # -- how probable --------------------------------------------------------------------------------------
 
 
-def test_log_score_of_the_true_conditional_is_its_entropy():
+def test_surprise_at_the_true_conditional_is_its_entropy():
     hidden = hide(normals(4000), asked=4000, generator=seeded())
-    score = log_score(hidden, log_conditional(hidden))
-    assert z_score(score, -0.5 * math.log(2 * math.pi * math.e * SD**2)) < SIX_NINES
-    assert score.kind is Kind.EXACT
+    found = surprise(hidden, log_conditional(hidden)).answer
+    assert z_score(found, 0.5 * math.log(2 * math.pi * math.e * SD**2)) < SIX_NINES
+    assert found.kind is Kind.EXACT
 
 
-def test_log_score_by_hand():
-    x = torch.zeros(3, 3)
-    hidden = HiddenCells(x, torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.bool), torch.tensor([4, 2, 7]))
-    score = log_score(hidden, torch.tensor([-1.0, -4.0, -3.0]), Kind.ESTIMATE)
-    assert float(score) == -2  # -8 nats over 4 cells
-    assert float(score.error) == pytest.approx(math.sqrt(3 / 2 * (1 + 0 + 1) / 16))  # what each row adds: (1, 0, -1) / 4
-    assert score.kind is Kind.ESTIMATE
+def test_surprise_by_hand():
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.bool)
+    hidden = HiddenCells(torch.zeros(3, 3), mask, torch.tensor([4, 2, 7]))
+    found = surprise(hidden, torch.tensor([-1.0, -4.0, -3.0]), Kind.ESTIMATE).answer
+    assert float(found) == 2  # 8 nats over 4 cells
+    assert float(found.error) == pytest.approx(math.sqrt(3 / 2 * (1 + 0 + 1) / 16))  # what each row adds: (-1, 0, 1) / 4
+    assert found.kind is Kind.ESTIMATE
+
+
+def test_two_are_compared_on_the_rows_that_both_were_asked():
+    hidden = hide(normals(400), asked=400, generator=seeded())
+    own, nats = log_conditional(hidden), 5 * torch.randn(len(hidden))
+    gap = surprise(hidden[:100], own[:100] + nats[:100] - 0.3) - surprise(hidden, own + nats)
+    assert float(gap) == pytest.approx(0.3)
+    assert float(gap.error) == pytest.approx(0, abs=1e-12)
+    others = hide(normals(400), asked=400, generator=seeded(1))
+    with pytest.raises(DataError, match="the same hidden cells"):
+        surprise(hidden, nats) - surprise(others, torch.zeros(len(others)))
 
 
 # -- how far off ---------------------------------------------------------------------------------------
@@ -116,30 +127,30 @@ def test_log_score_by_hand():
 
 def test_error_of_the_conditional_mean_is_the_conditional_deviation():
     hidden = hide(normals(4000), asked=4000, generator=seeded())
-    assert z_score(error_of_numbers(hidden, means(hidden), ONES), SD) < SIX_NINES
-    assert z_score(error_of_numbers(hidden, torch.zeros_like(hidden.x), 2 * ONES), 0.5) < SIX_NINES  # its sd, in units of 2
+    assert z_score(squared_error(hidden, means(hidden), ONES).root, SD) < SIX_NINES
+    assert z_score(squared_error(hidden, torch.zeros_like(hidden.x), 2 * ONES).root, 0.5) < SIX_NINES  # its sd, in units of 2
 
 
-def test_columns_count_alike_however_many_cells_of_them_are_hidden():
+def test_error_of_numbers_by_hand():
     mask = torch.tensor([[1, 0], [1, 0], [1, 1]], dtype=torch.bool)
-    hidden = HiddenCells(torch.tensor([[3.0, 10.0], [0.0, 20.0], [4.0, 0.0]]), mask, torch.arange(3))
-    first = math.sqrt(25 / 3)
-    assert float(error_of_numbers(hidden, torch.zeros(3, 2), torch.tensor([1.0, torch.nan]))) == pytest.approx(first)
-    assert float(error_of_numbers(hidden, torch.zeros(3, 2), torch.tensor([5.0, 1.0]))) == pytest.approx(first / 5 / 2)
-    assert float(error_of_numbers(hidden, hidden.x, ONES).error) == 0
+    hidden = HiddenCells(torch.tensor([[3.0, 10.0], [0.0, 20.0], [4.0, 6.0]]), mask, torch.arange(3))
+    assert float(squared_error(hidden, torch.zeros(3, 2), torch.tensor([1.0, torch.nan])).root) == pytest.approx(math.sqrt(25 / 3))
+    found = squared_error(hidden, torch.zeros(3, 2), torch.tensor([1.0, 2.0]))
+    assert float(found.root) == pytest.approx(math.sqrt((9 + 0 + 16 + 9) / 4))
+    assert float(found.root.error) == pytest.approx(float(found.answer.error) / 2 / math.sqrt(8.5))
+    assert float(squared_error(hidden, hidden.x, ONES).root.error) == 0
 
 
 def test_share_of_wrong_levels_by_hand():
-    domain = Domain(
-        (Variable("a", VariableKind.BINARY, levels=(0, 1)), Variable("b", VariableKind.ORDINAL, levels=("l", "m", "h")), *PLANE.variables)
-    )
+    domain = Domain((*binaries(1), Variable("b", VariableKind.ORDINAL, levels=("l", "m", "h")), *PLANE.variables))
     x = torch.tensor([[0, 2, 5.0, 5], [1, 1, 5, 5], [1, 0, 5, 5], [0, 0, 5, 5]])
     mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
     filled = torch.tensor([[0, 1.0, 5, 0], [1, 1, 5, 5], [1, 0, 5, 5], [1, 0, 5, 5]])
-    found = error_of_levels(HiddenCells(x, mask, torch.arange(4)), filled, domain)
-    assert float(found) == pytest.approx((1 / 4 + 1) / 2)
-    assert error_of_levels(HiddenCells(x, mask, torch.arange(4)), filled, Domain.real(4)) is None
-    assert error_of_numbers(HiddenCells(x, mask, torch.arange(4)), filled, torch.full((4,), torch.nan)) is None
+    hidden = HiddenCells(x, mask, torch.arange(4))
+    assert float(wrong(hidden, filled, domain)) == pytest.approx(2 / 5)
+    assert wrong(hidden, filled, Domain.real(4)) is None
+    assert squared_error(hidden, filled, torch.full((4,), torch.nan)) is None
+    assert calibration(hidden, [filled] * 19, torch.full((4,), torch.nan), generator=seeded()) is None
 
 
 def test_units_are_the_deviations_of_numbers_that_vary():
@@ -209,7 +220,7 @@ def test_a_share_of_all_or_none_has_the_error_of_a_cell():
     assert float(wide.coverage().error) == 1 / wide.cells
     assert wide.off == pytest.approx(math.sqrt(wide.cells) / 3)  # 0.1 over 0.3 / sqrt(cells)
     right = HiddenCells((hidden.x > 0).double(), hidden.mask, hidden.row)
-    assert float(error_of_levels(right, right.x, Domain(binaries(2))).error) == 1 / len(hidden)
+    assert float(wrong(right, right.x, Domain(binaries(2))).answer.error) == 1 / len(hidden)
 
 
 # -- errors by repetition ------------------------------------------------------------------------------
@@ -223,8 +234,8 @@ def measured():
     drawn = [torch.where(hidden.mask, torch.randn(hidden.x.shape), hidden.x) for _ in range(19)]
     sure = calibration(hidden, drawn, torch.ones(5), generator=seeded())
     nats = -0.5 * torch.where(hidden.mask, hidden.x, 0.0).square().sum(1)
-    levels = error_of_levels(HiddenCells((hidden.x > 1).double(), hidden.mask, hidden.row), filled, Domain(binaries(5)))
-    return log_score(hidden, nats), error_of_numbers(hidden, filled, torch.ones(5)), levels, sure.coverage()
+    levels = wrong(HiddenCells((hidden.x > 1).double(), hidden.mask, hidden.row), filled, Domain(binaries(5)))
+    return surprise(hidden, nats).answer, squared_error(hidden, filled, torch.ones(5)).root, levels.answer, sure.coverage()
 
 
 def test_errors_are_the_spread_over_repetitions():
@@ -244,10 +255,10 @@ def test_errors_are_the_spread_over_repetitions():
 def test_answers_to_other_questions_are_refused():
     hidden = hide(normals(50), generator=seeded())
     with pytest.raises(DataError, match="need shape"):
-        log_score(hidden, torch.zeros(3))
+        surprise(hidden, torch.zeros(3))
     with pytest.raises(DataError, match="need shape"):
-        error_of_numbers(hidden, torch.zeros(3, 2), ONES)
+        squared_error(hidden, torch.zeros(3, 2), ONES)
     with pytest.raises(DataError, match="at least 19 draws, got 5"):
         calibration(hidden, draws(hidden, n=5), ONES, generator=seeded())
     with pytest.raises(DataError, match="no cell is hidden"):
-        log_score(hidden[:0], torch.zeros(0))
+        surprise(hidden[:0], torch.zeros(0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from pofx.comparison.result import Answering, Completed, Filled, Scored
 from pofx.comparison.task import Task
 from pofx.errors import Unavailable
-from pofx.measure import HiddenCells, calibration, error_of_levels, error_of_numbers, log_score, scales
+from pofx.measure import HiddenCells, calibration, scales, squared_error, surprise, wrong
 from pofx.measure.hidden_cells import DRAWS
 from pofx.models.base import Model
 from pofx.types import Kind
@@ -30,7 +30,7 @@ def answering(model: Model, task: Task, seed: int) -> Answering:
 
 
 def scored(model: Model, task: Task, seed: int) -> Scored | None:
-    """log p(row) - log p(row without its hidden cells)."""
+    """log p(hidden cells | the others) = log p(row) - log p(row without its hidden cells)."""
     generator = torch.Generator(_device(model)).manual_seed(seed)
 
     def ask(x: Tensor, holes: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def scored(model: Model, task: Task, seed: int) -> Scored | None:
     if asked is None or bool(asked.answers.isnan().any()):
         return None
     kind = Kind.EXACT if kinds == {Kind.EXACT} else Kind.ESTIMATE
-    return Scored(asked.rows, asked.answers, log_score(asked.rows, asked.answers, kind) if asked.enough else None, asked.pace)
+    return Scored(len(asked.rows), surprise(asked.rows, asked.answers, kind) if asked.enough else None, asked.pace)
 
 
 def filled(model: Model, task: Task, seed: int) -> Filled | None:
@@ -51,8 +51,8 @@ def filled(model: Model, task: Task, seed: int) -> Filled | None:
     asked = _in_time(lambda _, holes: model.impute(holes, generator=generator), model, task.hidden)
     if asked is None:
         return None
-    numbers = error_of_numbers(asked.rows, asked.answers, scales(task.train, task.domain)) if asked.enough else None
-    levels = error_of_levels(asked.rows, asked.answers, task.domain) if asked.enough else None
+    numbers = squared_error(asked.rows, asked.answers, scales(task.train, task.domain)) if asked.enough else None
+    levels = wrong(asked.rows, asked.answers, task.domain) if asked.enough else None
     return Filled(len(asked.rows), numbers, levels, asked.pace)
 
 

@@ -7,13 +7,14 @@ from functools import reduce
 
 import torch
 
-from pofx.comparison.result import Result
-from pofx.comparison.words import at_most, duration, listed
-from pofx.measure import log_score, paired_difference
+from pofx.comparison.result import Answering, Result
+from pofx.comparison.words import NOTHING, at_most, duration, listed
+from pofx.measure import PerCell, paired_difference
 from pofx.types import Answer, Kind
 
 CLEAR = 2.0  # standard errors that make a difference
 Estimate = tuple[float, float]  # value and standard error
+Part = Callable[[Result], PerCell | None]  # of the answers about hidden cells: the least mean is the best
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ def behind(result: Result, best: Result) -> Answer | None:
 
 
 def best_by_answers(results: Sequence[Result]) -> Result | None:
-    """The family that gives hidden cells the largest probability; two are compared on the rows that both were asked."""
-    scored = [r for r in results if math.isfinite(r.answering.nats)]
-    return reduce(lambda best, r: r if _ahead(r, best) else best, scored) if scored else None
+    """The family that gives hidden cells the largest probability."""
+    return _first(results, _nats)
 
 
 def by_answers(results: Sequence[Result]) -> list[Result]:
@@ -66,24 +66,16 @@ def by_answers(results: Sequence[Result]) -> list[Result]:
     return sorted(asked, key=lambda r: (math.isnan(r.answering.nats), math.inf if (gap := gaps[r.family]) is None else float(gap)))
 
 
-def _ahead(result: Result, other: Result) -> bool:
-    gap = behind_in_answers(result, other)
-    return gap is not None and float(gap) < 0
-
-
 def behind_in_answers(result: Result, best: Result) -> Answer | None:
     """How many nats a hidden cell behind the best, from the rows that both were asked, with its error."""
-    own, its = result.answering.scored, best.answering.scored
-    if own is None or its is None or not math.isfinite(result.answering.nats):
-        return None
-    both = min(len(own.asked), len(its.asked))
-    return log_score(own.asked[:both], its.nats[:both] - own.nats[:both], Kind.ESTIMATE)
+    return _gap(result, best, _nats)
 
 
 def wins(results: Sequence[Result]) -> list[Win]:
     """One line a question that some family has an answer to."""
     measured = [r for r in results if not r.failed]
-    found = [_likeliest(measured), _best_answerer(measured), *(_least(measured, q) for q in QUESTIONS)]
+    answers = (_best_answerer(measured, question) for question in ASKED)
+    found = [_likeliest(measured), *answers, *(_least(measured, q) for q in QUESTIONS)]
     return [win for win in found if win is not None]
 
 
@@ -96,14 +88,28 @@ def _likeliest(results: Sequence[Result]) -> Win | None:
     return Win("likelihood of the test rows", best.family, value, tuple(level), _bounds_behind(results, best))
 
 
-def _best_answerer(results: Sequence[Result]) -> Win | None:
-    best = best_by_answers(results)
-    if best is None or best.answering.score is None:
+def _best_answerer(results: Sequence[Result], question: "Asked") -> Win | None:
+    best = _first(results, question.part)
+    if best is None:
         return None
-    level = [r.family for r in results if r is not best and _within_error(behind_in_answers(r, best))]
-    score = best.answering.score
-    value = f"{at_most(score.kind)}{best.answering.nats:.3f} ± {error_of(score):.3f} nats a cell ({score.kind})"
-    return Win("likelihood of hidden cells, given the others", best.family, value, tuple(level))
+    level = [r.family for r in results if r is not best and _within_error(_gap(r, best, question.part))]
+    return Win(question.name, best.family, question.words(best.answering), tuple(level))
+
+
+def _first(results: Sequence[Result], part: Part) -> Result | None:
+    """The least mean over hidden cells, two families compared on the rows that both were asked."""
+    found = [r for r in results if (own := part(r)) is not None and math.isfinite(float(own))]
+    return reduce(lambda best, r: r if _ahead(r, best, part) else best, found) if found else None
+
+
+def _ahead(result: Result, other: Result, part: Part) -> bool:
+    gap = _gap(result, other, part)
+    return gap is not None and float(gap) < 0
+
+
+def _gap(result: Result, best: Result, part: Part) -> Answer | None:
+    own, its = part(result), part(best)
+    return None if own is None or its is None or not math.isfinite(float(own)) else own - its
 
 
 def _within_error(gap: Answer | None) -> bool:
@@ -139,7 +145,7 @@ class Question:
 
 
 def _least(results: Sequence[Result], question: Question) -> Win | None:
-    found = {r.family: estimate for r in results if (estimate := question.number(r)) is not None and math.isfinite(estimate[0])}
+    found = {r.family: estimate for r in results if (estimate := question.number(r)) is not None}
     if not found:
         return None
     best = min(found, key=lambda name: found[name])
@@ -161,15 +167,46 @@ def _mistaken(r: Result) -> Estimate | None:
     return None if accuracy is None else (1 - float(accuracy), error_of(accuracy))
 
 
-def _estimate(answer: Answer | None) -> Estimate | None:
-    return None if answer is None else (float(answer), error_of(answer))
+@dataclass(frozen=True)
+class Asked:
+    """A question about hidden cells.
+
+    Args:
+        name: what is compared.
+        part: a family's answers.
+        words: of the best.
+    """
+
+    name: str
+    part: Part
+    words: Callable[[Answering], str]
 
 
+def _nats(r: Result) -> PerCell | None:
+    return None if r.answering.scored is None else r.answering.scored.nats
+
+
+def _numbers(r: Result) -> PerCell | None:
+    return None if r.answering.filled is None else r.answering.filled.numbers
+
+
+def _levels(r: Result) -> PerCell | None:
+    return None if r.answering.filled is None else r.answering.filled.levels
+
+
+def shown(answer: Answer | None, digits: int = 3, unit: float = 1.0) -> str:
+    """Value ± error in a unit, infinite where something is impossible."""
+    if answer is None:
+        return NOTHING
+    return f"{unit * float(answer):.{digits}f} ± {unit * error_of(answer):.{digits}f}" if math.isfinite(float(answer)) else "∞"
+
+
+ASKED = (
+    Asked("likelihood of hidden cells, given the others", _nats, lambda a: f"{at_most(a.kind)}{shown(a.score)} nats a cell ({a.kind})"),
+    Asked("filling in hidden numbers", _numbers, lambda a: f"{shown(a.numbers)} standard deviations off"),
+    Asked("filling in hidden levels", _levels, lambda a: f"{shown(a.levels, 1, 100)} % wrong"),
+)
 QUESTIONS = (
-    Question(
-        "filling in hidden numbers", lambda r: _estimate(r.answering.numbers), lambda v, e: f"{v:.3f} ± {e:.3f} standard deviations off"
-    ),
-    Question("filling in hidden levels", lambda r: _estimate(r.answering.levels), lambda v, e: f"{v:.1%} ± {e:.1%} wrong"),
     Question("samples like the data (MMD²)", _mmd, lambda v, e: f"{v:.4f} ± {e:.4f}"),
     Question(
         "samples hard to tell from the data (C2ST)", _told_apart, lambda v, e: f"accuracy {v:.2f} ± {e:.2f} from 0.5, where none can tell"

@@ -17,6 +17,7 @@ from pofx.types import Answer, Kind
 
 SURE = 0.01  # a p-value below it is a difference
 OFF = 3.0  # standard errors of a coverage that chance does not make, thirteen families over
+WORTH_A_WORD = 0.03  # of a coverage
 UNHEARD_OF = 4.9  # standard errors: a chance below 1e-6
 NEAR = 0.8  # of the distance of held-out rows: nearer samples repeat training rows
 
@@ -187,7 +188,8 @@ def other_order(comparison: Findings) -> str:
 def sure_of_themselves(comparison: Findings) -> str:
     """Whose intervals hold fewer, or more, hidden numbers than they say."""
     found = [(r.family, r.answering.calibration) for r in comparison.answering if r.answering.calibration is not None]
-    narrow, wide = ([f"{family} ({100 * float(c.coverage()):.0f} %)" for family, c in found if sign * c.off > OFF] for sign in (-1, 1))
+    off = [(family, float(c.coverage()), c.off) for family, c in found if abs(float(c.coverage()) - INTERVAL) > WORTH_A_WORD]
+    narrow, wide = ([f"{family} ({100 * share:.0f} %)" for family, share, z in off if sign * z > OFF] for sign in (-1, 1))
     parts = [f"too sure of themselves: {listed(narrow)}"] if narrow else []
     parts += [f"less sure than they could be: {listed(wide)}"] if wide else []
     held = f"{100 * INTERVAL:g} %"

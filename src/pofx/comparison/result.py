@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pofx.measure import Calibration, HiddenCells, Memorising, TwoSamples
+from pofx.measure import Calibration, Memorising, PerCell, TwoSamples
 from pofx.types import Answer, Kind
 
 Floats = NDArray[np.float64]
@@ -95,21 +94,14 @@ class Scored:
     """How probable the hidden cells of rows are, given the others.
 
     Args:
-        asked: the rows: the first of the task's, fewer than all where time was short.
-        nats: log p(hidden cells | the others) of each.
-        score: their sum over the number of hidden cells, labelled; None of too few rows.
+        rows: how many were asked: the first of the task's, fewer than all where time was short.
+        nats: -log p a hidden cell, labelled; None of too few rows.
         seconds_per_1000: to score 1000 rows, with and without the cells.
     """
 
-    asked: HiddenCells
-    nats: Tensor
-    score: Answer | None
+    rows: int
+    nats: PerCell | None
     seconds_per_1000: float
-
-    @property
-    def rows(self) -> int:
-        """How many were asked."""
-        return len(self.asked)
 
 
 @dataclass(frozen=True)
@@ -118,14 +110,14 @@ class Filled:
 
     Args:
         rows: how many were asked.
-        numbers: error in standard deviations; None of too few rows, or where no number was hidden.
-        levels: the share filled wrongly; likewise.
+        numbers: squared errors in standard deviations; None of too few rows, or where no number was hidden.
+        levels: which were filled in wrongly; likewise.
         seconds_per_1000: to fill 1000 rows.
     """
 
     rows: int
-    numbers: Answer | None
-    levels: Answer | None
+    numbers: PerCell | None
+    levels: PerCell | None
     seconds_per_1000: float
 
 
@@ -154,8 +146,8 @@ class Answering:
 
     @property
     def score(self) -> Answer | None:
-        """log p of the hidden cells given the others, in nats a cell."""
-        return None if self.scored is None else self.scored.score
+        """-log p of the hidden cells given the others, in nats a cell."""
+        return None if self.scored is None or self.scored.nats is None else self.scored.nats.answer
 
     @property
     def kind(self) -> Kind:
@@ -164,18 +156,18 @@ class Answering:
 
     @property
     def nats(self) -> float:
-        """Minus the score; NaN where there is none."""
-        return math.nan if self.score is None else -float(self.score)
+        """The score; NaN where there is none."""
+        return math.nan if self.score is None else float(self.score)
 
     @property
     def numbers(self) -> Answer | None:
-        """How far off the hidden numbers are filled in."""
-        return None if self.filled is None else self.filled.numbers
+        """How far off the hidden numbers are filled in, in standard deviations."""
+        return None if self.filled is None or self.filled.numbers is None else self.filled.numbers.root
 
     @property
     def levels(self) -> Answer | None:
         """Which share of the hidden levels is filled in wrongly."""
-        return None if self.filled is None else self.filled.levels
+        return None if self.filled is None or self.filled.levels is None else self.filled.levels.answer
 
     @property
     def calibration(self) -> Calibration | None:
@@ -302,7 +294,7 @@ def _answering(part: Answering) -> dict[str, Any]:
     asked = {question: part.questions.get(question) for question in ("scored", "filled", "drawn")}
     rows = {f"hidden_rows_{question}": None if found is None else found.rows for question, found in asked.items()}
     costs = {f"hidden_{question}_seconds_per_1000": None if found is None else found.seconds_per_1000 for question, found in asked.items()}
-    return {"hidden_kind": str(part.kind)} | answers | {"hidden_nats": part.nats} | errors | rows | costs
+    return {"hidden_kind": str(part.kind)} | answers | errors | rows | costs
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

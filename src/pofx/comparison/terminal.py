@@ -9,14 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pofx.comparison.findings import Findings
-from pofx.comparison.ranking import behind, behind_in_answers, error_of
+from pofx.comparison.ranking import behind, behind_in_answers, error_of, shown
 from pofx.comparison.remarks import remarks
 from pofx.comparison.result import Answering, Result
-from pofx.comparison.words import at_most, count, duration
+from pofx.comparison.words import NOTHING, at_most, count, duration
 from pofx.types import Answer
 
 WIDTH = 150
-NOTHING = "–"
 
 
 def text(comparison: Findings) -> str:
@@ -50,7 +49,7 @@ def asked(comparison: Findings) -> str:
     """What was asked about hidden cells."""
     hidden = comparison.task.hidden
     rows, distinct = len(hidden), len(hidden.row.unique())
-    several = "" if rows == distinct else f", each about {rows / distinct:.0f} times with other cells hidden"
+    several = "" if rows < 1.5 * distinct else f", each about {rows / distinct:.0f} times with other cells hidden"
     return f"Answers about {int(hidden.mask.sum()):,} hidden cells of {distinct:,} test rows{several}"
 
 
@@ -172,33 +171,15 @@ def _code(result: Result) -> str:
 
 def _answer(result: Result, best: Result | None) -> list[str]:
     part = result.answering
-    return [result.family, str(part.kind), *_scored(result, best), *_filling(part), *_sure(part), *_pace(part)]
-
-
-def _scored(result: Result, best: Result | None) -> list[str]:
-    score, value = result.answering.score, result.answering.nats
-    if score is None:
-        return [NOTHING] * 2
     gap = None if best is None or best is result else behind_in_answers(result, best)
-    says = f"{at_most(score.kind)}{value:.3f} ± {error_of(score):.3f}" if math.isfinite(value) else "∞"
-    return [says, NOTHING if gap is None else f"{float(gap):.3f} ± {error_of(gap):.3f}"]
-
-
-def _filling(part: Answering) -> list[str]:
-    return [
-        NOTHING if part.numbers is None else f"{float(part.numbers):.3f} ± {error_of(part.numbers):.3f}",
-        NOTHING if part.levels is None else percent(part.levels),
-    ]
+    score = f"{at_most(part.kind)}{shown(part.score)}"
+    filled = [shown(part.numbers), shown(part.levels, 1, 100)]
+    return [result.family, str(part.kind), score, shown(gap), *filled, *_sure(part), *_pace(part)]
 
 
 def _sure(part: Answering) -> list[str]:
     found = part.calibration
-    return [NOTHING] * 2 if found is None else [percent(found.coverage()), plus_minus(found.sharpness)]
-
-
-def percent(answer: Answer) -> str:
-    """A share ± error, in percent."""
-    return f"{100 * float(answer):.1f} ± {100 * error_of(answer):.1f}"
+    return [NOTHING] * 2 if found is None else [shown(found.coverage(), 1, 100), shown(found.sharpness, 2)]
 
 
 def _pace(part: Answering) -> list[str]:

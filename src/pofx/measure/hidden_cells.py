@@ -1,8 +1,8 @@
 """Held-out questions: cells of rows are hidden at random, and what a model says of them is compared with what stood there.
 
-Every number is made of ratios over the rows asked, R = sum_n a_n / sum_n m_n: a sum over hidden cells over their count. Its error is the
-delta method's, from what each row adds, g_n = (a_n - R m_n) / sum m: sqrt(N / (N - 1) sum_n g_n^2). The cells of one row
-go together, and so do several askings of it. A share of none or all has the error of one cell.
+Every number is a mean over hidden cells, R = sum_n a_n / sum_n m_n with sums over the rows asked and m_n hidden cells in each. Its error
+is the delta method's, from what each row adds, g_n = (a_n - R m_n) / sum m: sqrt(N / (N - 1) sum_n g_n^2). The cells of one
+row go together, and so do several askings of it.
 """
 
 import math
@@ -69,14 +69,78 @@ def hide(x: Tensor, *, asked: int = ASKED, share: float = SHARE, generator: Gene
     return HiddenCells(x[row[some]], mask[some], row[some])
 
 
+@dataclass(frozen=True)
+class PerCell:
+    """A mean over hidden cells that knows its rows, so that two are compared on the same ones.
+
+    Args:
+        row: which row of the data each asked row is, (M,).
+        total: a_n, the sum over its hidden cells, (M,).
+        count: m_n, how many those are, (M,).
+        kind: what the numbers are.
+        how: what they are, in words.
+        step: the least change that one cell makes: 1 of a share, whose error is that of a cell even where all or none is in it.
+    """
+
+    row: Tensor
+    total: Tensor
+    count: Tensor
+    kind: Kind = Kind.ESTIMATE
+    how: str = ""
+    step: float = 0.0
+
+    def __float__(self) -> float:
+        return float(self.total.sum() / self.count.sum())
+
+    @property
+    def answer(self) -> Answer:
+        """R with its error."""
+        return self._answer(float(self), self._error)
+
+    @property
+    def root(self) -> Answer:
+        """sqrt(R) with its error, error(R) / (2 sqrt(R))."""
+        root = math.sqrt(float(self))
+        return self._answer(root, self._error / (2 * root) if root > 0 else 0.0)
+
+    def __sub__(self, other: "PerCell") -> Answer:
+        """The difference of two means over the first rows, those that both were asked, with the error of paired rows.
+
+        Raises:
+            DataError: they are not of the same cells.
+        """
+        both = min(len(self.row), len(other.row))
+        row, count = self.row[:both], self.count[:both]
+        if not (torch.equal(row, other.row[:both]) and torch.equal(count, other.count[:both])):
+            raise DataError("answers are compared about the same hidden cells, got others")
+        return PerCell(row, self.total[:both] - other.total[:both], count, how=f"difference in {self.how}").answer
+
+    @property
+    def _error(self) -> float:
+        rows, which = self.row.unique(return_inverse=True)
+        adds = (self.total - float(self) * self.count) / self.count.sum()
+        by_row = adds.new_zeros(len(rows)).index_add(0, which, adds)
+        error = math.sqrt(len(rows) / (len(rows) - 1) * float(by_row.square().sum())) if len(rows) > 1 else math.nan
+        return max(error, self.step / float(self.count.sum()))
+
+    def _answer(self, value: float, error: float) -> Answer:
+        how = f"{self.how} of {int(self.count.sum())} cells hidden in {len(self.row.unique())} rows"
+        return Answer(np.asarray(value), self.kind, np.asarray(error), how)
+
+
+def _per_cell(row: Tensor, values: Tensor, asked: Tensor, how: str, *, step: float = 0.0) -> PerCell:
+    """The mean of values (M, D) over the cells asked."""
+    return PerCell(row, torch.where(asked, values.double(), 0.0).sum(1), asked.sum(1).double(), how=how, step=step)
+
+
 # -- how probable --------------------------------------------------------------------------------------
 
 
-def log_score(hidden: HiddenCells, nats: Tensor, kind: Kind = Kind.EXACT) -> Answer:
-    """log p(hidden cells of a row | its other cells) in nats a hidden cell: sum over rows over the number of cells. Higher is better.
+def surprise(hidden: HiddenCells, nats: Tensor, kind: Kind = Kind.EXACT) -> PerCell:
+    """-log p(hidden cells of a row | its other cells) in nats a hidden cell: the negative log-score, lower is better.
 
-    A proper score: nothing beats the true conditional on average. A density in the columns' own units, so it
-    compares models of one table.
+    A proper score: nothing beats the true conditional on average. Of a density in the columns' own units, so it compares
+    models of one table.
 
     Args:
         hidden: the rows asked.
@@ -84,7 +148,7 @@ def log_score(hidden: HiddenCells, nats: Tensor, kind: Kind = Kind.EXACT) -> Ans
         kind: what those are; the difference of two bounds is an estimate.
     """
     _check(hidden, nats, hidden.row.shape)
-    return _answer(*_ratios(nats[:, None], hidden.mask.sum(1, keepdim=True)), hidden, kind, "log p")
+    return PerCell(hidden.row, -nats.double(), hidden.mask.sum(1).double(), kind, "-log p")
 
 
 # -- how far off ---------------------------------------------------------------------------------------
@@ -102,8 +166,8 @@ def scales(x: Tensor, domain: Domain) -> Tensor:
     return torch.where(numbers & (unit > 0), unit, torch.nan)
 
 
-def error_of_numbers(hidden: HiddenCells, filled: Tensor, unit: Tensor) -> Answer | None:
-    """sqrt(mean (fill - truth)^2) / unit of each column of numbers, their mean; None where no number was hidden.
+def squared_error(hidden: HiddenCells, filled: Tensor, unit: Tensor) -> PerCell | None:
+    """((fill - truth) / unit)^2 of hidden numbers, whose `root` is the error in standard deviations; None where none was hidden.
 
     Args:
         hidden: the rows asked.
@@ -111,17 +175,12 @@ def error_of_numbers(hidden: HiddenCells, filled: Tensor, unit: Tensor) -> Answe
         unit: of each column, NaN to leave it out, as `scales` gives.
     """
     _check(hidden, filled, hidden.x.shape)
-    asked = hidden.mask & ~unit.isnan()
-    squares = torch.where(asked, (filled.to(hidden.x) - hidden.x) / unit, 0.0).square()
-    value, share = _ratios(squares, asked)
-    if not len(value):
-        return None
-    root = value.sqrt()
-    return _answer(root, share / (2 * root).clamp_min(1e-300), hidden, Kind.ESTIMATE, "root mean squared error in standard deviations")
+    off, asked = (filled.to(hidden.x) - hidden.x) / unit, hidden.mask & ~unit.isnan()
+    return _per_cell(hidden.row, off.square(), asked, "squared error in standard deviations") if bool(asked.any()) else None
 
 
-def error_of_levels(hidden: HiddenCells, filled: Tensor, domain: Domain) -> Answer | None:
-    """The share of hidden levels filled wrongly in each column, their mean; None where no level was hidden.
+def wrong(hidden: HiddenCells, filled: Tensor, domain: Domain) -> PerCell | None:
+    """The share of hidden levels that are filled in wrongly; None where none was hidden.
 
     Args:
         hidden: the rows asked.
@@ -130,8 +189,7 @@ def error_of_levels(hidden: HiddenCells, filled: Tensor, domain: Domain) -> Answ
     """
     _check(hidden, filled, hidden.x.shape)
     asked = hidden.mask & torch.tensor([v.kind in LEVELLED for v in domain.variables])
-    value, share = _ratios(asked & (filled.to(hidden.x) != hidden.x), asked)
-    return _answer(value, share, hidden, Kind.ESTIMATE, "share wrong", least=1 / int(asked.sum())) if len(value) else None
+    return _per_cell(hidden.row, filled.to(hidden.x) != hidden.x, asked, "share wrong", step=1.0) if bool(asked.any()) else None
 
 
 # -- how sure ------------------------------------------------------------------------------------------
@@ -142,12 +200,12 @@ class Calibration:
     """Where hidden numbers stand among draws of them.
 
     Args:
-        hidden: the rows asked.
+        row: which row of the data each asked row is, (M,).
         rank: of each hidden number among the draws, in (0, 1), (M, D), NaN elsewhere: uniform where the model is right.
         width: of its central 90 % interval in units of its column, (M, D).
     """
 
-    hidden: HiddenCells
+    row: Tensor
     rank: Tensor
     width: Tensor
 
@@ -158,8 +216,7 @@ class Calibration:
 
     def coverage(self, share: float = INTERVAL) -> Answer:
         """The share of hidden numbers within their central interval of a probability: below it, the model is too sure of itself."""
-        inside = (self.rank - 0.5).abs() < share / 2
-        return self._mean(inside, f"share within central {share:.0%} intervals", least=1 / self.cells)
+        return self._mean((self.rank - 0.5).abs() < share / 2, f"share within central {share:.0%} intervals", step=1.0)
 
     @property
     def off(self) -> float:
@@ -170,12 +227,10 @@ class Calibration:
     @property
     def sharpness(self) -> Answer:
         """The mean width of the central 90 % intervals: among those that cover, narrower says more."""
-        return self._mean(self.width.nan_to_num(), f"width of central {INTERVAL:.0%} intervals")
+        return self._mean(self.width, f"width of central {INTERVAL:.0%} intervals")
 
-    def _mean(self, values: Tensor, how: str, least: float = 0.0) -> Answer:
-        asked = ~self.rank.isnan()
-        ratio, shares = _ratios(values.sum(1, keepdim=True), asked.sum(1, keepdim=True))
-        return _answer(ratio, shares, self.hidden, Kind.ESTIMATE, how, least=least)
+    def _mean(self, values: Tensor, how: str, step: float = 0.0) -> Answer:
+        return _per_cell(self.row, values, ~self.rank.isnan(), how, step=step).answer
 
 
 def calibration(hidden: HiddenCells, draws: Sequence[Tensor], unit: Tensor, *, generator: Generator) -> Calibration | None:
@@ -204,7 +259,7 @@ def calibration(hidden: HiddenCells, draws: Sequence[Tensor], unit: Tensor, *, g
     rank, width = (torch.full(asked.shape, torch.nan, dtype=torch.float64) for _ in range(2))
     rank[asked] = _rank(truth, cells, ROUNDING * (truth.abs() + unit), generator)
     width[asked] = _width(cells) / unit
-    return Calibration(hidden, rank, width)
+    return Calibration(hidden.row, rank, width)
 
 
 def _rank(truth: Tensor, draws: Tensor, rounding: Tensor, generator: Generator) -> Tensor:
@@ -219,27 +274,6 @@ def _width(draws: Tensor) -> Tensor:
     first = round((1 - INTERVAL) / 2 * (len(draws) + 1))
     low, high = (draws.kthvalue(k, dim=0).values for k in (first, len(draws) + 1 - first))
     return high - low
-
-
-# -- ratios and their errors ---------------------------------------------------------------------------
-
-
-def _ratios(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """R (K,) of each column that has a count, and what each row asked adds to it, g (M, K)."""
-    total, count = total.double(), count.double()
-    asked = count.sum(0) > 0
-    total, count = total[:, asked], count[:, asked]
-    ratio = total.sum(0) / count.sum(0)
-    return ratio, (total - ratio * count) / count.sum(0)
-
-
-def _answer(values: Tensor, shares: Tensor, hidden: HiddenCells, kind: Kind, how: str, *, least: float = 0.0) -> Answer:
-    """The mean of values (K,) whose rows add shares (M, K); askings of one row are summed before they are squared."""
-    rows, which = hidden.row.unique(return_inverse=True)
-    by_row = shares.new_zeros(len(rows)).index_add(0, which, shares.mean(1))
-    error = math.sqrt(len(rows) / (len(rows) - 1) * float(by_row.square().sum())) if len(rows) > 1 else math.nan
-    how = f"{how} of {int(hidden.mask.sum())} cells hidden in {len(rows)} rows"
-    return Answer(np.asarray(float(values.mean())), kind, np.asarray(max(error, least)), how)
 
 
 def _check(hidden: HiddenCells, answers: Tensor, shape: torch.Size) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pofx.comparison import Comparison, Result, Task
+from pofx.comparison.ranking import shown
 from pofx.comparison.remarks import remarks
 from pofx.comparison.surface import is_plane
-from pofx.comparison.terminal import COLUMNS, NOTHING, answers, asked, cells, headline, percent, plus_minus
-from pofx.comparison.words import duration, listed
+from pofx.comparison.terminal import COLUMNS, answers, asked, cells, headline, plus_minus
+from pofx.comparison.words import NOTHING, duration, listed
 from pofx.domain import LEVELLED
 from pofx.models.registry import family as registered
 from pofx.report import figures
@@ -165,7 +166,7 @@ def pairs(comparison: Comparison) -> list[Panel]:
 def calibrations(comparison: Comparison) -> list[Panel]:
     """How often each family's intervals hold what was hidden."""
     found = [(r.family, r.answering.calibration) for r in comparison.answering if r.answering.calibration is not None]
-    return [Panel(name, figures.calibration(c, f"calibration-{name}"), f"90 % hold {percent(c.coverage())} %") for name, c in found]
+    return [Panel(name, figures.calibration(c, f"calibration-{name}"), f"90 % hold {shown(c.coverage(), 1, 100)} %") for name, c in found]
 
 
 def codes(comparison: Comparison, classes: "Colouring") -> list[Panel]:

@@ -3,7 +3,7 @@
     python benchmarks/impute.py [--sets penguins adult] [--rows 10000] [--families hclt ...] [--data DIR]
 
 Every method learns from the rows with holes and sees no hidden cell. `pofx.measure.hidden_cells` judges what it says of them:
-    log-score   log p(hidden cells of a row | its observed cells) a hidden cell, nats, by log_prob of the row minus log_prob of it without them
+    log-score   log p(hidden cells of a row | its observed cells) a hidden cell, nats: log_prob of the row less log_prob of it without them
                 (higher is better; density in the columns' own units, so it compares methods on one table only)
     error       of numbers: root mean squared error in the columns' deviations, over all hidden ones; of levels: share wrong
     coverage    of central 90 % intervals of numbers, from draws, ties broken at random, and their width in deviations
@@ -55,11 +55,12 @@ def holed(frame, domain):
 def judged(p, hidden, unit, drawn):
     """Log-score, errors, coverage and width of a learned p."""
     g = torch.Generator().manual_seed(0)
-    row = errors(p.domain, p.model.impute(hidden.holes, generator=g), hidden, unit) | {"kind": str(p.model.missing)}
+    row = errors(p.domain, p.model.impute(hidden.holes, generator=g), hidden, unit)
     if p.model.missing is not Kind.NONE:
         with torch.no_grad():
-            nats = p.model.log_prob(hidden.x, generator=g) - p.model.log_prob(hidden.holes, generator=g)
-        row |= told("log-score", surprise(hidden, nats).answer, sign=-1)
+            whole, rest = (p.model.log_prob(x, generator=g) for x in (hidden.x, hidden.holes))
+        nats = surprise(hidden, whole, rest, p.model.density.worst(p.model.missing)).answer
+        row |= told("log-score", nats, sign=-1) | {"kind": str(nats.kind)}
     asked = hidden[:drawn]
     draws = [p.model.complete(asked.holes, generator=g) for _ in range(DRAWS)] if len(asked) else []
     found = calibration(asked, draws, unit, generator=g) if draws else None
@@ -96,7 +97,7 @@ def main():
     parser.add_argument("--sets", nargs="+", default=["penguins", "adult"])
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--drawn", type=int, default=500)
+    parser.add_argument("--drawn", type=int, default=200)
     parser.add_argument("--data", default=os.environ.get("POFX_DATA", "data"))
     options = parser.parse_args()
     torch.set_num_threads(1)

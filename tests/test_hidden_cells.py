@@ -97,7 +97,7 @@ def test_rows_of_one_cell_are_not_asked():
 
 def test_surprise_at_the_true_conditional_is_its_entropy():
     hidden = hide(normals(4000), asked=4000, generator=seeded())
-    found = surprise(hidden, log_conditional(hidden)).answer
+    found = surprise(hidden, log_conditional(hidden) - 7, torch.full((len(hidden),), -7.0)).answer
     assert z_score(found, 0.5 * math.log(2 * math.pi * math.e * SD**2)) < SIX_NINES
     assert found.kind is Kind.EXACT
 
@@ -105,21 +105,28 @@ def test_surprise_at_the_true_conditional_is_its_entropy():
 def test_surprise_by_hand():
     mask = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=torch.bool)
     hidden = HiddenCells(torch.zeros(3, 3), mask, torch.tensor([4, 2, 7]))
-    found = surprise(hidden, torch.tensor([-1.0, -4.0, -3.0]), Kind.ESTIMATE).answer
+    found = surprise(hidden, torch.tensor([-2.0, -5.0, -3.0]), torch.tensor([-1.0, -1.0, 0.0]), Kind.BOUND).answer
     assert float(found) == 2  # 8 nats over 4 cells
     assert float(found.error) == pytest.approx(math.sqrt(3 / 2 * (1 + 0 + 1) / 16))  # what each row adds: (-1, 0, 1) / 4
     assert found.kind is Kind.ESTIMATE
 
 
+def test_what_is_hidden_behind_the_impossible_is_impossible():
+    hidden = hide(normals(20), asked=20, generator=seeded())
+    never = torch.full((len(hidden),), -math.inf)
+    assert float(surprise(hidden, never, torch.zeros(len(hidden)))) == math.inf
+    assert float(surprise(hidden, never, never)) == math.inf
+
+
 def test_two_are_compared_on_the_rows_that_both_were_asked():
     hidden = hide(normals(400), asked=400, generator=seeded())
     own, nats = log_conditional(hidden), 5 * torch.randn(len(hidden))
-    gap = surprise(hidden[:100], own[:100] + nats[:100] - 0.3) - surprise(hidden, own + nats)
+    gap = surprise(hidden[:100], own[:100] - 0.3, nats[:100]) - surprise(hidden, own, nats)
     assert float(gap) == pytest.approx(0.3)
     assert float(gap.error) == pytest.approx(0, abs=1e-12)
     others = hide(normals(400), asked=400, generator=seeded(1))
     with pytest.raises(DataError, match="the same hidden cells"):
-        surprise(hidden, nats) - surprise(others, torch.zeros(len(others)))
+        surprise(hidden, own, nats) - surprise(others, *torch.zeros(2, len(others)))
 
 
 # -- how far off ---------------------------------------------------------------------------------------
@@ -235,7 +242,12 @@ def measured():
     sure = calibration(hidden, drawn, torch.ones(5), generator=seeded())
     nats = -0.5 * torch.where(hidden.mask, hidden.x, 0.0).square().sum(1)
     levels = wrong(HiddenCells((hidden.x > 1).double(), hidden.mask, hidden.row), filled, Domain(binaries(5)))
-    return surprise(hidden, nats).answer, squared_error(hidden, filled, torch.ones(5)).root, levels.answer, sure.coverage()
+    return (
+        surprise(hidden, nats, torch.zeros_like(nats)).answer,
+        squared_error(hidden, filled, torch.ones(5)).root,
+        levels.answer,
+        sure.coverage(),
+    )
 
 
 def test_errors_are_the_spread_over_repetitions():
@@ -255,10 +267,10 @@ def test_errors_are_the_spread_over_repetitions():
 def test_answers_to_other_questions_are_refused():
     hidden = hide(normals(50), generator=seeded())
     with pytest.raises(DataError, match="need shape"):
-        surprise(hidden, torch.zeros(3))
+        surprise(hidden, torch.zeros(3), torch.zeros(3))
     with pytest.raises(DataError, match="need shape"):
         squared_error(hidden, torch.zeros(3, 2), ONES)
     with pytest.raises(DataError, match="at least 19 draws, got 5"):
         calibration(hidden, draws(hidden, n=5), ONES, generator=seeded())
     with pytest.raises(DataError, match="no cell is hidden"):
-        surprise(hidden[:0], torch.zeros(0))
+        surprise(hidden[:0], torch.zeros(0), torch.zeros(0))

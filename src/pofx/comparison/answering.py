@@ -34,15 +34,15 @@ def scored(model: Model, task: Task, seed: int) -> Scored | None:
     generator = torch.Generator(_device(model)).manual_seed(seed)
 
     def ask(x: Tensor, holes: Tensor) -> Tensor:
-        whole, rest = (model.log_prob(rows, generator=generator) for rows in (x, holes))
-        return torch.where(rest.isneginf(), rest, whole - rest).double()  # what was seen is impossible: so is what was hidden
+        return torch.stack([model.log_prob(rows, generator=generator).double() for rows in (x, holes)], dim=1)
 
-    kinds = {model.density, model.missing}
-    asked = None if kinds & {Kind.NONE, Kind.UNNORMALISED} else _in_time(ask, model, task.hidden)
+    kind = model.density.worst(model.missing)
+    asked = None if kind in {Kind.NONE, Kind.UNNORMALISED} else _in_time(ask, model, task.hidden)
     if asked is None or bool(asked.answers.isnan().any()):
         return None
-    kind = Kind.EXACT if kinds == {Kind.EXACT} else Kind.ESTIMATE
-    return Scored(len(asked.rows), surprise(asked.rows, asked.answers, kind) if asked.enough else None, asked.pace)
+    whole, rest = asked.answers.unbind(1)
+    nats = surprise(asked.rows, whole, rest, kind) if asked.enough else None
+    return Scored(len(asked.rows), nats, asked.pace)
 
 
 def filled(model: Model, task: Task, seed: int) -> Filled | None:

@@ -136,19 +136,24 @@ def _per_cell(row: Tensor, values: Tensor, asked: Tensor, how: str, *, step: flo
 # -- how probable --------------------------------------------------------------------------------------
 
 
-def surprise(hidden: HiddenCells, nats: Tensor, kind: Kind = Kind.EXACT) -> PerCell:
+def surprise(hidden: HiddenCells, whole: Tensor, rest: Tensor, kind: Kind = Kind.EXACT) -> PerCell:
     """-log p(hidden cells of a row | its other cells) in nats a hidden cell: the negative log-score, lower is better.
 
-    A proper score: nothing beats the true conditional on average. Of a density in the columns' own units, so it compares
-    models of one table.
+    By log p(row) - log p(row without its hidden cells), which of two bounds is an estimate. Where what was seen has
+    probability 0, so has what was hidden. A proper score: nothing beats the true conditional on average. Of a density in the
+    columns' own units, so it compares models of one table.
 
     Args:
         hidden: the rows asked.
-        nats: log p(row) - log p(row without its hidden cells), (M,).
-        kind: what those are; the difference of two bounds is an estimate.
+        whole: log p of the rows as they stood, (M,).
+        rest: log p of the rows without their hidden cells, (M,).
+        kind: what those are, the worse of the two.
     """
-    _check(hidden, nats, hidden.row.shape)
-    return PerCell(hidden.row, -nats.double(), hidden.mask.sum(1).double(), kind, "-log p")
+    for nats in (whole, rest):
+        _check(hidden, nats, hidden.row.shape)
+    nats = torch.where(rest.isneginf(), rest, whole - rest).double()
+    label = Kind.EXACT if kind is Kind.EXACT else Kind.ESTIMATE
+    return PerCell(hidden.row, -nats, hidden.mask.sum(1).double(), label, "-log p")
 
 
 # -- how far off ---------------------------------------------------------------------------------------

@@ -17,14 +17,13 @@ from pofx.models.base import Model
 from pofx.types import Kind
 
 SECONDS = 4.0  # for each of the three questions
-FIRST = 64  # part of the rows after which the clock is looked at
 LEAST = 20  # rows: of fewer, an average and above all its error say nothing
 
 
 def answering(model: Model, task: Task, seed: int) -> Answering:
     """What a family says of the task's hidden cells.
 
-    Cost: about 4 s a question at most, or the first 1/64 of the rows, whatever they take. So a slow machine asks a slow family less.
+    Cost: about 4 s a question at most, or the first row, whatever it takes. So a slow machine asks a slow family less.
     """
     return Answering(scored(model, task, seed), filled(model, task, seed), completed(model, task, seed))
 
@@ -95,7 +94,7 @@ class Asked:
 def _in_time(ask: Callable[[Tensor, Tensor], Tensor], model: Model, hidden: HiddenCells) -> Asked | None:
     """Ask about the rows piece by piece, each at most as large as all before it, while there is time. None: refused, or nothing to ask."""
     answers: list[Tensor] = []
-    done, size, left, pace = 0, max(1, len(hidden) // FIRST), SECONDS, math.inf
+    done, size, left, pace = 0, 1, SECONDS, math.inf
     while 0 < size <= len(hidden) - done:
         start, piece = time.perf_counter(), hidden[done : done + size]
         try:

@@ -139,11 +139,16 @@ def evidence_twice(s: Subject, g: Generator) -> None:
 
 
 def evidence_by_cells(s: Subject, g: Generator) -> None:
-    """log P of a set and a value: by weighted draws (of a bound: below), by rejection, against the cells; and draws nearby."""
+    """log P of a set and a value: the family's and by weighted draws (of a bound: below), by rejection; and draws nearby."""
     weight = s.cells.where(s.world.both)
     share, error = s.cells.total(weight)
     truth = (share.log(), error / share)
     (s.agree if s.exact else s.below)("log P(event) by weights", _evidence(s.draw(s.world.both, "sir", g)), truth)
+    points = s.world.both.points(4096)
+    if points is not None and s.model.missing is not Kind.NONE:
+        exact = s.model.missing is Kind.EXACT
+        own = _repeated(s, points, 1 if exact else _OFTEN, g).logsumexp(1)
+        (s.agree if exact else s.below)("log P(event)", mean_of_few(own), truth)
     s.agree("log P(event) by rejection", _evidence(s.draw(s.world.both, "rejection", g)), truth)
     near = s.draw(s.world.level, "abc", g, 300)  # where its nearest draws lie in the event
     require(s.world.level.holds(near.rows), "draws by tolerance lie outside a likely event")
@@ -265,15 +270,24 @@ def _product(x: Tensor) -> Tensor:
 
 
 def expectation_by_weights(s: Subject, g: Generator) -> None:
-    """E[x0 x2]: over draws, and over draws of another law weighted by the density."""
+    """E[x0 x2] over draws, and over draws of another law weighted by the density; the family's E[x] against the latter."""
     found = _pair(expectation(s.blind, _product, draws=10_000, generator=g))
-    s.agree("E[x0 x2]", s.draw(Event(s.world.domain, {}), "sir", g).expectation(_product), found)
+    weighted = s.draw(Event(s.world.domain, {}), "sir", g)
+    s.agree("E[x0 x2]", weighted.expectation(_product), found)
+    _mean_is(s, weighted.mean)
 
 
 def expectation_by_cells(s: Subject, g: Generator) -> None:
-    """E[x0 x2]: over draws, and over the cells."""
+    """E[x0 x2] over draws, and the family's E[x], against the cells."""
     truth = s.cells.total(_product(s.cells.x))
     s.agree("E[x0 x2]", _pair(expectation(s.blind, _product, draws=10_000, generator=g)), truth)
+    _mean_is(s, s.cells.mean(s.cells.x, torch.ones_like(s.cells.p)))
+
+
+def _mean_is(s: Subject, truth: Pair) -> None:
+    """The family's own mean, if it has one."""
+    if s.model.answers("mean") is not Kind.NONE:
+        s.agree("E[x]", known(s.model.mean()), truth)
 
 
 def mode_by_cells(s: Subject, g: Generator) -> None:

@@ -99,7 +99,7 @@ def evidence(model: Model, world: World) -> Cell:
     if model.density not in Bounds:
         return Open(kind, "weights by a log_prob that is neither exact nor a bound are no probability")
     if world.discrete:
-        return Held(kind, _truth(model), held.evidence_by_cells)
+        return Held(model.missing, _truth(model), held.evidence_by_cells)
     if model.density is not Kind.EXACT:
         return Held(kind, DRAWS, held.evidence_below_the_draws)
     if kind is Kind.EXACT:
@@ -137,8 +137,8 @@ def impute(model: Model, world: World) -> Cell:
 
 
 def expectation(model: Model, world: World) -> Cell:
-    """E[x0 x2]."""
-    kind = Kind.NONE
+    """E[x], E[x0 x2]."""
+    kind = model.answers("mean")
     if world.discrete:
         return Held(kind, _truth(model), held.expectation_by_cells)
     if model.density is Kind.EXACT:

@@ -104,7 +104,7 @@ def evidence(model: Model, world: World) -> Cell:
         return Held(kind, DRAWS, held.evidence_below_the_draws)
     if kind is Kind.EXACT:
         return Held(kind, WEIGHTS, held.evidence_in_closed_form)
-    return Held(kind, CHAINS, held.evidence_twice)
+    return Held(kind, WEIGHTS, held.evidence_twice)
 
 
 def conditional(model: Model, world: World) -> Cell:

@@ -272,11 +272,12 @@ def families(
     name: Annotated[str | None, typer.Argument(help="a family: its options")] = None,
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="as the README has it")] = False,
+    proof: Annotated[bool, typer.Option("--proof", help="what each answer is held against in the tests, in Markdown")] = False,
 ) -> None:
     """The table family × question with the kind of each answer; or one family's options."""
-    from pofx.cli.families import options, table
+    from pofx.cli.families import options, proofs, table
 
-    typer.echo(options(name) if name else table(markdown=markdown))
+    typer.echo(options(name) if name else proofs() if proof else table(markdown=markdown))
 
 
 @app.command()

@@ -18,6 +18,7 @@ _LEAST_RAW = -40.0  # of a scale: its slope e^-40 is above 0
 _EM_STEPS = 100  # from scratch
 _MORE_EM_STEPS = 1  # from a start that is already good, as inside an outer EM
 _SPIKE_STEPS = 30
+_CLOSER, _MODE_STEPS = 16, 12  # a mixture's mode: how much closer the points of a step stand, and steps
 _EM_SETTLED = 1e-5  # gain in nats a row below which EM stops
 
 
@@ -244,10 +245,19 @@ class MixtureLaw(Law):
         return (log_pi.exp() * (self.law.variance(own) + off.square())).sum(-1)
 
     def mode(self, parameters: Parameters) -> Values:
-        """The best of the components' modes: the maximum itself where they do not overlap."""
+        """The highest point between the least and the greatest of the components' modes: beyond them every component falls.
+
+        The best of them and of 33 points, then of 33 about that one, each time 16 times as close.
+        """
         tried = self.law.mode(self._parts(parameters)[1])
-        log_p = self._log_prob(parameters[..., None, :], tried)
-        return tried.gather(-1, log_p.argmax(-1, keepdim=True))[..., 0]
+        low, high = tried.amin(-1, keepdim=True), tried.amax(-1, keepdim=True)
+        share = torch.linspace(0, 1, 2 * _CLOSER + 1).to(tried)
+        for _ in range(_MODE_STEPS):
+            tried = torch.cat((tried, low + (high - low) * share), -1)
+            top = self._log_prob(parameters[..., None, :], tried).argmax(-1, keepdim=True)
+            tried, step = tried.gather(-1, top), (high - low) / (2 * _CLOSER)
+            low, high = tried - step, tried + step
+        return tried[..., 0]
 
     def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
         log_pi, own = self._parts(parameters)

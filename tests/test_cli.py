@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 def test_help_names_every_verb():
     text = pofx_("--help")
-    for verb in ("compare", "fit", "search", "sample", "score", "impute", "outliers", "info", "families", "data", "cite"):
+    for verb in ("compare", "fit", "search", "sample", "score", "impute", "acquire", "outliers", "info", "families", "data", "cite"):
         assert verb in text
 
 

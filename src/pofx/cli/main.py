@@ -223,6 +223,27 @@ def ask(
 
 
 @app.command()
+def acquire(
+    model: ModelFile,
+    rows: Annotated[str, typer.Argument(help="a file with the rows as far as they are known: empty cells, or columns left out")],
+    target: Annotated[str, typer.Option(help="columns to learn about, separated by commas")],
+    budget: Annotated[int, typer.Option(help="how many columns to measure: above 1, a set")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the table (CSV, Parquet)")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What to measure next: how many nats each unknown column of each row is expected to tell about the target."""
+    from pofx.ask import open as opened
+    from pofx.cli.acquire import of_rows, table, told
+    from pofx.cli.rows import check_ending
+
+    check_ending(out, (".csv", ".csv.gz", ".tsv", ".parquet"))
+    answers = of_rows(opened(model), rows, _names(target) or [], budget, seed)
+    typer.echo(told(answers))
+    if out is not None:
+        _write(table(answers), out)
+
+
+@app.command()
 def outliers(
     data: Data,
     family: MaybeFamily = None,

@@ -492,7 +492,7 @@ class TwoPeaks(Model):
 
 @pytest.mark.slow
 def test_particles_weigh_peaks_that_chains_and_weights_can_not():
-    """Twenty variables, five deviations out: no chain passes between the peaks and no proposal of sir covers both, as R-hat and k-hat say."""
+    """Twenty variables, five deviations out: no chain passes between the peaks, and no proposal of sir covers both."""
     model, event = TwoPeaks(Domain.real(20)), Event.of(Domain.real(20), {"x0": 5.0})
     draws = conditional(model, event, draws=500, generator=generator(3))
     assert draws.method == "smc"

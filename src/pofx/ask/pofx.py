@@ -108,7 +108,7 @@ class PofX:
 
         Args:
             rows: the rows to judge, missing cells allowed where the family can marginalise. Rows that p learned from look more
-                ordinary than they are: `pofx.ask.outliers.cross_fitted` judges those.
+                ordinary than they are: `pofx.outliers` judges those.
             reference: ordinary rows that p did not learn from; 4000 draws from p when left out.
             cells: also judge each cell; a family that can not marginalise judges rows alone.
             seed: of the draws.

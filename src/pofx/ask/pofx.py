@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pofx.ask import files
-from pofx.ask.evidence import event
-from pofx.ask.generic import conditional, mode, mutual_information, posterior, probability
+from pofx.ask.evidence import event, one_row
+from pofx.ask.generic import Acquisition, acquire, conditional, mode, mutual_information, posterior, probability
 from pofx.ask.origin import Origin
 from pofx.ask.outliers import Outliers, index_of, judge
 from pofx.ask.questions import kinds
@@ -108,7 +108,7 @@ class PofX:
 
         Args:
             rows: the rows to judge, missing cells allowed where the family can marginalise. Rows that p learned from look more
-                ordinary than they are: `pofx.ask.outliers.cross_fitted` judges those.
+                ordinary than they are: `pofx.outliers` judges those.
             reference: ordinary rows that p did not learn from; 4000 draws from p when left out.
             cells: also judge each cell; a family that can not marginalise judges rows alone.
             seed: of the draws.
@@ -202,6 +202,32 @@ class PofX:
         """
         groups = ([self.domain.index(name) for name in as_columns(names)] for names in (a, b))
         return mutual_information(self.model, *groups, generator=self._generator(self.seed if seed is None else seed))
+
+    def acquire(
+        self,
+        row: Any,  # noqa: ANN401
+        target: str | Sequence[str],
+        budget: int = 1,
+        *,
+        draws: int | None = None,
+        seed: int | None = None,
+    ) -> Acquisition:
+        """What to measure next: I(target; x_d | the row's known cells) in nats of each column that is not known, largest first.
+
+        Args:
+            row: what is known: a mapping column -> value, or one row of a table; a cell that is missing or absent is not known.
+            target: the column or columns to learn about.
+            budget: how many to measure: above 1, the set that greedy choice finds, each column's gain on top of those before it.
+            draws: of the unknown columns, where tables are too large to be summed; None: 4000.
+            seed: of those draws.
+
+        Raises:
+            OptionError: a target that is known or unknown to p, nothing left to measure, or a budget beyond what is left.
+            Unavailable: the density is a bound or has no constant, or the known cells have probability 0.
+        """
+        generator = self._generator(self.seed if seed is None else seed)
+        known, columns = self._on_device(one_row(self.domain, row)), [self.domain.index(name) for name in as_columns(target)]
+        return acquire(self.model, known, columns, budget, draws=draws, generator=generator)
 
     def mean(self) -> Answer:
         """E[x] of every variable (of codes, where a variable has levels), exactly.
@@ -297,7 +323,7 @@ class PofX:
 
         Args:
             evidence: column -> what is known of it.
-            method: exact, rejection, sir, hmc, gibbs or abc; None: the first that is good (see `pofx.ask.generic.conditional`).
+            method: exact, rejection, sir, hmc, gibbs, smc or abc; None: the first that is good (see `pofx.ask.generic.conditional`).
             draws: how many, where the answer is draws.
             seed: of those draws.
             **named: the same as evidence.

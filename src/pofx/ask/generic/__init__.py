@@ -3,6 +3,7 @@
 They work on a `Model`, tensors and nats: events in codes, rows (N, D).
 """
 
+from pofx.ask.generic.acquire import Acquisition, acquire
 from pofx.ask.generic.conditional import METHODS, conditional
 from pofx.ask.generic.draws import Draws
 from pofx.ask.generic.expectation import expectation, probability
@@ -14,12 +15,14 @@ from pofx.events import Among, Between, Event, Value
 
 __all__ = [
     "METHODS",
+    "Acquisition",
     "Among",
     "Between",
     "Draws",
     "Event",
     "Mode",
     "Value",
+    "acquire",
     "conditional",
     "drop",
     "expectation",

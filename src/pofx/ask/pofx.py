@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pofx.ask import files
 from pofx.ask.evidence import event
-from pofx.ask.generic import conditional, mode, mutual_information, posterior, probability
+from pofx.ask.generic import closed, conditional, mode, mutual_information, posterior, probability
 from pofx.ask.origin import Origin
 from pofx.ask.outliers import Outliers, index_of, judge
 from pofx.ask.questions import kinds
@@ -24,6 +24,7 @@ from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.data.encoding import count, encode_in_pieces, together
 from pofx.domain import Domain
 from pofx.errors import DataError, OptionError, Unavailable
+from pofx.events import Event
 from pofx.learn import Record
 from pofx.models.base import Model
 from pofx.types import Answer, Kind, X
@@ -306,12 +307,11 @@ class PofX:
             Unavailable: no method can, or the evidence has probability 0.
         """
         facts = event(self.domain, {**(evidence or {}), **named})
-        seen = facts.as_point()
-        if method is None and seen is not None:
+        if method is None:
             try:
-                return self._derived(self.model.conditional(self._on_device(seen)))
+                return self._derived(closed(self.model, facts))
             except Unavailable as refused:
-                if self.model.context is not None or self.model.answers("conditional", facts.seen) is not Kind.NONE:
+                if self.model.context is not None or self._answers(facts):
                     raise refused
         generator = self._generator(self.seed if seed is None else seed)
         return self._derived(given(self.model, facts, conditional(self.model, facts, method=method, draws=draws, generator=generator)))
@@ -356,6 +356,11 @@ class PofX:
     def _derived(self, model: Model) -> "PofX":
         how = "; ".join(filter(None, (self.approximation, getattr(model, "approximation", ""))))
         return PofX(model, self.container, seed=self.seed, approximation=how)
+
+    def _answers(self, facts: Event) -> bool:
+        """Whether the family has a conditional of its own for such evidence."""
+        open_ = not facts.open or self.model.answers("restrict", sorted(facts.open)) is not Kind.NONE
+        return open_ and (not facts.seen or self.model.answers("conditional", facts.seen) is not Kind.NONE)
 
     def _learned(self, what: str) -> Origin:
         if self.origin is None:

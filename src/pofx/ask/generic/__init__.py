@@ -3,6 +3,7 @@
 They work on a `Model`, tensors and nats: events in codes, rows (N, D).
 """
 
+from pofx.ask.generic.closed import closed
 from pofx.ask.generic.conditional import METHODS, conditional
 from pofx.ask.generic.draws import Draws
 from pofx.ask.generic.expectation import expectation, probability
@@ -20,6 +21,7 @@ __all__ = [
     "Event",
     "Mode",
     "Value",
+    "closed",
     "conditional",
     "drop",
     "expectation",

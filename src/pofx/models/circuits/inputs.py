@@ -6,7 +6,7 @@ An unobserved cell has factor 1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,9 @@ from pofx.distributions.base import Law
 from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.distributions.discrete import Bernoulli, Categorical, FiniteLaw
+from pofx.distributions.restricted import restricted
 from pofx.domain import Variable, VariableKind
+from pofx.events import Condition
 from pofx.models.circuits.graph import Index, quickest
 from pofx.models.circuits.passes import Leaves
 from pofx.types import Generator
@@ -37,7 +39,7 @@ def leaf(variable: Variable) -> Law:
 class _Tabled(NamedTuple):
     """Input blocks whose laws are equal and have few values."""
 
-    law: Bernoulli | FiniteLaw
+    law: FiniteLaw
     blocks: Tensor  # which inputs they are, (n,)
     first: float  # the least value
     levels: int
@@ -71,7 +73,7 @@ class Inputs:
         self.tabled: list[_Tabled] = []
         self.size = 0  # rows of the table
         for law, blocks in members.items():
-            if isinstance(law, Bernoulli | FiniteLaw) and law.levels <= TABLE_AT_MOST:
+            if isinstance(law, FiniteLaw) and law.levels <= TABLE_AT_MOST:
                 places = quickest(self.columns.select(blocks)[1]), quickest(torch.tensor([variable[i] for i in blocks]))
                 self.tabled.append(_Tabled(law, torch.tensor(blocks), float(law.first), law.levels, self.size, *places))
                 self.size += len(blocks) * law.levels
@@ -99,7 +101,7 @@ class Inputs:
 
     def log_table(self, theta: Tensor) -> Tensor:
         """Of every tabled block and value the log-probability, then what stands for a missing and an impossible cell."""
-        parts = [_log_masses(g.law, self._own(theta, g)).permute(1, 2, 0).flatten(0, 1) for g in self.tabled]
+        parts = [g.law.log_masses(self._own(theta, g)).permute(1, 2, 0).flatten(0, 1) for g in self.tabled]
         ends = theta.new_tensor([0.0, -torch.inf])[:, None].expand(2, len(theta))
         return torch.cat([*parts, ends])
 
@@ -132,6 +134,19 @@ class Inputs:
         value = torch.cat((value, (at.log_f - safe[..., None]).exp()))
         return Leaves(self._in_order(value), self._in_order(scale))
 
+    def restricted(self, conditions: Mapping[int, Condition]) -> "tuple[Inputs, Tensor]":
+        """The inputs given that variables meet conditions, and where their parameters stand in this one's."""
+        laws = [restricted(law, conditions[d]) if d in conditions else law for d, law in enumerate(self.laws)]
+        other = Inputs(laws, self.variable)
+        return other, self.columns.restricted({i: conditions[d] for i, d in enumerate(self.variable) if d in conditions})[1]
+
+    def chances(self, theta: Tensor, conditions: Mapping[int, Condition]) -> Leaves:
+        """P_i(condition | k), 1 of a variable without one: what takes the place of the inputs, for one row."""
+        log_p = self.columns.log_chance(theta, {i: conditions[d] for i, d in enumerate(self.variable) if d in conditions})
+        top = log_p.amax(0)
+        safe = torch.where(top.isneginf(), 0.0, top)
+        return Leaves((log_p - safe).exp().T[:, None], safe[:, None])
+
     def counts(self, at: Evaluated, gamma: Tensor) -> tuple[Tensor, Tensor]:
         """Flows (I, B, K) as the gradients of the table and of the other log-densities."""
         if self._restore is not None:
@@ -152,7 +167,7 @@ class Inputs:
 
     def _draw(self, theta: Tensor, group: _Tabled, state: Tensor, generator: Generator) -> Tensor:
         """By the inverse CDF, a few blocks at a time."""
-        upto = _log_masses(group.law, self._own(theta, group)).exp().cumsum(-1).transpose(0, 1)  # (n, K, levels)
+        upto = group.law.log_masses(self._own(theta, group)).exp().cumsum(-1).transpose(0, 1)  # (n, K, levels)
         u = torch.rand(state.shape, generator=generator, dtype=upto.dtype, device=upto.device)
         size = max(1, _ELEMENTS_AT_ONCE // (state.shape[1] * group.levels))
         parts = zip(upto.split(size), state.split(size), u.split(size), strict=True)
@@ -161,14 +176,6 @@ class Inputs:
 
     def _in_order(self, stacked: Tensor) -> Tensor:
         return stacked if self._restore is None else stacked[self._restore.to(stacked.device)]
-
-
-def _log_masses(law: Bernoulli | FiniteLaw, parameters: Tensor) -> Tensor:
-    """Log P of every value, (*batch, levels)."""
-    if isinstance(law, FiniteLaw):
-        return law.log_masses(parameters)
-    a = parameters[..., 0]
-    return torch.nn.functional.logsigmoid(torch.stack((-a, a), dim=-1))
 
 
 def _owners(columns: Columns, size: int) -> list[int]:

@@ -216,7 +216,7 @@ class Event:
 
     def allowed(self, d: int) -> Float[Tensor, " V"] | None:
         """The values variable d may take, or None where they are not a finite list."""
-        values, condition = _listed(self.domain.variables[d]), self.conditions.get(d)
+        values, condition = listed(self.domain.variables[d]), self.conditions.get(d)
         if isinstance(condition, Value | Among):
             given = torch.tensor(_all(condition), dtype=torch.float64)
             return given if values is None else given[torch.isin(given, values)]
@@ -263,17 +263,22 @@ def _slack(variable: Variable, value: float) -> float:
     return _CLOSE * (1 + abs(value)) if variable.spike is not None else 0.0
 
 
-def _listed(variable: Variable) -> Float[Tensor, " V"] | None:
-    """Every value of a finite variable."""
+def listed(variable: Variable) -> Float[Tensor, " V"] | None:
+    """Every value of a finite variable, in order: codes, counts, a grid between two ends; None of others, and of very many."""
     size = variable.cardinality
-    if size is None or size > _MANY:
+    if size is not None:
+        first = variable.lower if variable.kind is VariableKind.COUNT else 0.0
+        return None if size > _MANY else torch.arange(size, dtype=torch.float64) + first
+    r = variable.resolution
+    if r is None or variable.kind is not VariableKind.INTERVAL or (variable.upper - variable.lower) / r > _MANY:
         return None
-    return torch.arange(size, dtype=torch.float64) + (variable.lower if variable.kind is VariableKind.COUNT else 0.0)
+    steps = torch.arange(math.ceil(variable.lower / r - _END), math.floor(variable.upper / r + _END) + 1, dtype=torch.float64)
+    return steps * r
 
 
 def _possible(variable: Variable, condition: Condition) -> bool:
     if isinstance(condition, Between):
-        values = _listed(variable)
+        values = listed(variable)
         if values is not None:
             return bool(condition.holds(values, variable).any())
         inside = condition.upper >= lower_end(variable) and condition.lower <= upper_end(variable)
@@ -291,7 +296,7 @@ def _overlaps(variable: Variable, condition: Between) -> bool:
 
 
 def _is_value(variable: Variable, value: float) -> bool:
-    values = _listed(variable)
+    values = listed(variable)
     if values is not None:
         return bool((values == value).any())
     if not variable.continuous:

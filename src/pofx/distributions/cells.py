@@ -111,6 +111,19 @@ class Cells(nn.Module):
         log_f = torch.where(inside, log_f - torch.where(inside, log_share, 0.0), -math.inf)
         return torch.where(x.isnan(), 0.0, log_f)
 
+    def log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """log sum_v f_d(v | k_d) w_d(v) of every code, (R, D, C); factors as `Model.log_expectation` has them, 0 of other variables."""
+        rows = max(len(log_w) for _, log_w in factors.values())
+        out = self.edges.new_zeros(rows, len(self.edges), self.size)
+        for d, (values, log_w) in factors.items():
+            x = self.edges.new_full((len(values), len(self.edges)), math.nan)
+            x[:, d] = values.to(x)
+            code = self.code(x)
+            log_f = self.log_density(x, code)[:, d] + log_w.to(x)  # (R, V)
+            own = code[:, d, None] == torch.arange(self.size, device=x.device)  # (V, C)
+            out[:, d] = torch.where(own, log_f[..., None], -math.inf).logsumexp(1)
+        return out
+
     # -- windows -----------------------------------------------------------------------------------
 
     @property

@@ -116,6 +116,16 @@ class Columns:
             out[..., d] = self.laws[d].log_chance(own, condition)
         return out
 
+    def log_expectation(self, parameters: Float[Tensor, "K P"], factors: Mapping[int, tuple[Tensor, Tensor]]) -> Float[Tensor, "R K D"]:
+        """log sum_v p_d(v) w_d(v) of functions w on listed values, 0 where there is none; factors as `Model.log_expectation` has them."""
+        rows = max(len(log_w) for _, log_w in factors.values())
+        out = parameters.new_zeros(rows, len(parameters), len(self.laws))
+        for d, (values, log_w) in factors.items():
+            own = parameters[:, self._begins[d] : self._begins[d] + self.laws[d].width]
+            log_p = self.laws[d].log_prob(own[:, None], values.to(own))  # (K, V)
+            out[..., d] = (log_p + log_w.to(own)[:, None]).logsumexp(-1)
+        return out
+
     def entropy(self, parameters: RowParameters) -> Rows:
         """-E[log p_d(x_d)], one number a variable.
 

@@ -191,6 +191,18 @@ class Model(nn.Module, abc.ABC):
             )
         return event.conditions
 
+    def log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """log E[prod_d w_d(x_d)] of functions that are not negative, of variables with finitely many values: (R,), R products at once.
+
+        Args:
+            factors: variable to its values (V,) and log w there (R, V), to which the log of each value's measure is added: the
+                width of its grid cell, 1 of a level or count.
+
+        Raises:
+            Unavailable: the family has no closed form for it.
+        """
+        return self._log_expectation(factors)
+
     def entropy(self) -> float:
         """-E[log p(x)] in nats, with respect to the domain's base measure.
 
@@ -258,6 +270,9 @@ class Model(nn.Module, abc.ABC):
     def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[Model, float]":
         """The model given the conditions, one a variable, and log P of them all; where that is -inf, any model."""
         raise self._refuse("restriction to sets and intervals", "draws: `pofx.ask.generic.conditional`")
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        raise self._refuse("expectation of products", "the mean over draws")
 
     def _entropy(self) -> Tensor | float:
         raise self._refuse("entropy", "the mean of -log_prob over draws")

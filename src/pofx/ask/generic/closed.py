@@ -68,7 +68,7 @@ def log_probability(model: Model, event: Event) -> float:
 
 def log_measure(event: Event, x: Float[Tensor, "P D"], variables: Iterable[int]) -> Float[Tensor, " P"]:
     """Sum over variables of log of the measure of their value: the width of a grid's cell, 1 at a spike, level or count."""
-    return sum((_log_per(event.domain.variables[d], x[:, d]) for d in variables), x.new_zeros(len(x)))
+    return sum((log_per(event.domain.variables[d], x[:, d]) for d in variables), x.new_zeros(len(x)))
 
 
 def _restricted(model: Model, event: Event) -> tuple[Model, float]:
@@ -80,7 +80,8 @@ def _restricted(model: Model, event: Event) -> tuple[Model, float]:
     return (model, log_p) if log_p == -torch.inf else model.restrict(open_)
 
 
-def _log_per(variable: Variable, x: Tensor) -> Tensor:
+def log_per(variable: Variable, x: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Of one variable."""
     log_r = torch.full_like(x, variable.resolution or 1.0).log()
     return log_r if variable.spike is None else torch.where(at_spike(x, variable.spike), 0.0, log_r)
 

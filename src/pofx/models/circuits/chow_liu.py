@@ -18,6 +18,7 @@ from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.models.circuits import passes
 from pofx.models.circuits.circuit import Circuit
 from pofx.models.circuits.graph import Graph
+from pofx.models.circuits.inputs import linear
 from pofx.models.circuits.passes import Leaves, Mixing
 from pofx.models.circuits.structure import mutual_information, spanning_tree, tree
 from pofx.types import Context, Generator, Kind, Nats, Point, X
@@ -185,6 +186,12 @@ class ChowLiuTree(Model, FullBatch):
         mixing, log_p = asked.weighed(Leaves(share.exp()[asked.graph.variable][:, None]))
         codes = self.codes._rest(range(len(self.domain)), replace(asked, mixing=mixing))
         return ChowLiuTree(self.domain, self.config, cells, codes.requires_grad_(False)), float(log_p)
+
+    @torch.no_grad()
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        asked = self.codes.polynomial
+        log_w = self.cells.log_expectation(factors)[:, asked.graph.variable]  # (R, I, C)
+        return passes.up(asked.graph, asked.mixing, linear(log_w.mT)).log_p
 
     @torch.no_grad()
     def _entropy(self) -> Tensor:

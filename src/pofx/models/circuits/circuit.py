@@ -252,6 +252,12 @@ class Circuit(Model):
         part = Polynomial(asked.graph, inputs, mixing, asked.theta[:, positions.to(asked.theta.device)])
         return self._rest(range(len(self.domain)), part), float(log_p)
 
+    @torch.no_grad()
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """One pass up, of the functions' expectations in place of the inputs."""
+        asked = self.polynomial
+        return passes.up(asked.graph, asked.mixing, asked.inputs.expectations(asked.theta, factors)).log_p
+
     def _rest(self, keep: Sequence[int], part: Polynomial) -> "Circuit":
         other = Circuit(self.domain.select(keep), self.units, laws=part.inputs.laws)
         other.to(self.theta)

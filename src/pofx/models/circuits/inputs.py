@@ -7,7 +7,7 @@ An unobserved cell has factor 1.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from pofx.models.circuits.graph import Index, quickest
 from pofx.models.circuits.passes import Leaves
 from pofx.types import Generator
 
+Of = TypeVar("Of")
 TABLE_AT_MOST = 1024  # values of a law that is read from a table
 _FREE_AT_MOST = 256  # values of a count whose probabilities are free; a curve has to do for more
 _ELEMENTS_AT_ONCE = 2**22  # of the largest temporary of a draw
@@ -138,14 +139,18 @@ class Inputs:
         """The inputs given that variables meet conditions, and where their parameters stand in this one's."""
         laws = [restricted(law, conditions[d]) if d in conditions else law for d, law in enumerate(self.laws)]
         other = Inputs(laws, self.variable)
-        return other, self.columns.restricted({i: conditions[d] for i, d in enumerate(self.variable) if d in conditions})[1]
+        return other, self.columns.restricted(self._by_input(conditions))[1]
 
     def chances(self, theta: Tensor, conditions: Mapping[int, Condition]) -> Leaves:
         """P_i(condition | k), 1 of a variable without one: what takes the place of the inputs, for one row."""
-        log_p = self.columns.log_chance(theta, {i: conditions[d] for i, d in enumerate(self.variable) if d in conditions})
-        top = log_p.amax(0)
-        safe = torch.where(top.isneginf(), 0.0, top)
-        return Leaves((log_p - safe).exp().T[:, None], safe[:, None])
+        return linear(self.columns.log_chance(theta, self._by_input(conditions))[None])
+
+    def expectations(self, theta: Tensor, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Leaves:
+        """E[w_d(x_d) | k] of each input, 1 of a variable without w, for R rows of functions."""
+        return linear(self.columns.log_expectation(theta, self._by_input(factors)))
+
+    def _by_input(self, of_variables: Mapping[int, Of]) -> dict[int, Of]:
+        return {i: of_variables[d] for i, d in enumerate(self.variable) if d in of_variables}
 
     def counts(self, at: Evaluated, gamma: Tensor) -> tuple[Tensor, Tensor]:
         """Flows (I, B, K) as the gradients of the table and of the other log-densities."""
@@ -176,6 +181,13 @@ class Inputs:
 
     def _in_order(self, stacked: Tensor) -> Tensor:
         return stacked if self._restore is None else stacked[self._restore.to(stacked.device)]
+
+
+def linear(log_f: Tensor) -> Leaves:
+    """Inputs (R, K, I) in logs, in linear space."""
+    top = log_f.amax(1)
+    safe = torch.where(top.isneginf(), 0.0, top)
+    return Leaves((log_f - safe[:, None]).exp().permute(2, 0, 1), safe.T)
 
 
 def _owners(columns: Columns, size: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -109,6 +110,10 @@ class CellMixture(Model, abc.ABC):
         total = float(joint.logsumexp(0))
         other.set_masses(self.log_weight if total == -math.inf else joint.log_softmax(0), log_mass)
         return total
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        each = (self.log_mass + self.cells.log_expectation(factors)[:, None]).logsumexp(-1)  # (R, L, D)
+        return (self.log_weight + each.sum(-1)).logsumexp(-1)
 
     def _component_modes(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
         """Each component's greatest log w_l p_l(x) with the observed entries fixed, and where: (L,) and (L, D)."""

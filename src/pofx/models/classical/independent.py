@@ -102,6 +102,9 @@ class Independent(Model, FullBatch):
         closed = question != "entropy" or all(law.has_entropy for law in self.columns.laws)
         return super().answers(question, seen) if closed else Kind.NONE
 
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        return self.columns.log_expectation(self.theta[None], factors)[:, 0].sum(-1)
+
     def _entropy(self) -> Tensor:
         return self.columns.entropy(self.theta).sum()
 

@@ -148,6 +148,9 @@ class LatentClass(Model, FullBatch):
         other.theta = self.theta[:, positions.to(self.theta.device)]
         return other, log_p
 
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        return (self.log_pi + self.columns.log_expectation(self.theta, factors).sum(-1)).logsumexp(-1)
+
     def _mean(self) -> Point:
         return self.log_pi.exp() @ self.columns.mean(self.theta)
 

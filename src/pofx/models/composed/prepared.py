@@ -146,7 +146,7 @@ class Prepared(Model):
         """The base's answer, seen through the maps."""
         lifted, bent = THROUGH.get(question, (Kind.EXACT, Kind.EXACT))
         kind = self.base.answers(question, seen)
-        if question == "restrict":
+        if question in ("restrict", "log_expectation"):
             return Kind.NONE if self._lifted_among(seen) else kind
         if question == "entropy":
             plain = self.lift is None and all(self._affine()) and all(v.spike is None for v in self.domain.variables)
@@ -203,6 +203,16 @@ class Prepared(Model):
     def _carried_values(self, d: int, values: Sequence[float]) -> list[float]:
         u = torch.tensor(values, dtype=torch.float64)[:, None]
         return (u if self.transform is None else self.transform.select([d]).cpu().inverse(u)[0])[:, 0].tolist()
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """The base's, at the values that it sees, whose measures there differ by the slope of the map."""
+        seen = {}
+        for d, (values, log_w) in factors.items():
+            u, slope = values[:, None].double(), torch.zeros(len(values), dtype=torch.float64)
+            if self.transform is not None:
+                u, slope = self.transform.select([d]).cpu().inverse(u)
+            seen[d] = u[:, 0], log_w + slope
+        return self.base.log_expectation(seen)
 
     def _entropy(self) -> float:
         """The base's, and the mean log-slope of the maps, which are affine."""

@@ -198,6 +198,19 @@ def test_a_real_column_integrates_to_one_between_ends(table, name):
     assert (far.sample(20, seed=0)["z"] >= 25).all()
 
 
+def test_kernels_between_ends(table):
+    """Mean by the midpoint rule; the mode's density is at least that of draws; a second interval narrows the first."""
+    p = pofx.fit(table[["z", "rounded"]].assign(other=lambda t: t["z"] ** 2 + 0.1 * t["rounded"]), "kde")
+    q = p.conditional(z=Between(0.2, 0.9), other=Between(0.5)).conditional(z=Between(0.4)).marginal("z")
+    x = torch.linspace(0.4, 0.9, 2001)[1:] - 0.5 / 4000
+    density = np.exp(np.asarray(q.log_prob(pd.DataFrame({"z": x.numpy()}))))
+    assert density.mean() * 0.5 == pytest.approx(1.0, abs=1e-6)
+    assert float(q.mean().value[0]) == pytest.approx(float((density * x.numpy()).mean() * 0.5), abs=1e-6)
+    assert q.sample(300, seed=0)["z"].between(0.4, 0.9).all()
+    best = q.model.log_prob(q.model.mode()[None])
+    assert float(best[0]) >= np.asarray(q.log_prob(q.sample(500, seed=1))).max() - 1e-4
+
+
 def test_products_and_entropy_in_the_users_words(table):
     p = pofx.fit(table, "chow_liu")
     exact = p.expectation({"kind": lambda level: 1.0 if level == "a" else 0.0})

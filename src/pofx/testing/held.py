@@ -5,7 +5,17 @@ import math
 import torch
 from torch import Tensor
 
-from pofx.ask.generic import Draws, Event, expectation, log_marginal, mode, mutual_information, posterior, probability
+from pofx.ask.generic import (
+    Draws,
+    Event,
+    entropy,
+    expectation,
+    log_marginal,
+    mode,
+    mutual_information,
+    posterior,
+    probability,
+)
 from pofx.domain import LEVELLED
 from pofx.testing.case import require
 from pofx.testing.subject import SIGMAS, Subject, known, mean_of, mean_of_few
@@ -94,7 +104,9 @@ def _repeated(s: Subject, x: Tensor, times: int, g: Generator) -> Tensor:
 def probability_in_closed_form(s: Subject, g: Generator) -> None:
     """P(interval): the family's marginal over a line, and the share of draws."""
     t, width = _line(0.0, 1.5)
-    s.agree("P(event)", known(s.model.marginal([0]).log_prob(t[:, None]).double().exp().sum() * width), _share(s, g))
+    summed = known(s.model.marginal([0]).log_prob(t[:, None]).double().exp().sum() * width)
+    s.agree("P(event)", summed, _share(s, g))
+    _own_probability(s, s.world.level, summed, g)
 
 
 def probability_by_weights(s: Subject, g: Generator) -> None:
@@ -107,6 +119,7 @@ def probability_by_cells(s: Subject, g: Generator) -> None:
     """P(level): the share of draws, of the marginal's draws, and its density, against the cells."""
     truth = s.cells.total(s.cells.where(s.world.level))
     s.agree("P(event)", _share(s, g), truth)
+    _own_probability(s, s.world.level, truth, g)
     if s.model.answers("marginal") is Kind.NONE:
         return
     part, event = s.model.marginal([0]), s.world.level.conditions[0]
@@ -115,6 +128,13 @@ def probability_by_cells(s: Subject, g: Generator) -> None:
     at = s.world.level.values[:1, None]
     log_p = torch.stack([part.log_prob(at, generator=g).double().exp() for _ in range(2 if s.exact else _OFTEN)])[:, 0]
     (s.agree if part.density is Kind.EXACT else s.below)("the marginal's density", mean_of_few(log_p), truth)
+
+
+def _own_probability(s: Subject, event: Event, truth: Pair, g: Generator) -> None:
+    """P(event) by the family's own closed form, where it has one."""
+    own = probability(s.model, event, generator=g)
+    if own.kind is Kind.EXACT:
+        s.agree("P(event) in closed form", _pair(own), truth)
 
 
 def probability_by_the_marginal(s: Subject, g: Generator) -> None:
@@ -143,8 +163,9 @@ def evidence_by_cells(s: Subject, g: Generator) -> None:
     share, error = s.cells.total(weight)
     truth = (share.log(), error / share)
     (s.agree if s.exact else s.below)("log P(event) by weights", _evidence(s.draw(s.world.both, "sir", g)), truth)
-    points = s.world.both.points(4096)
-    if points is not None and s.model.missing is not Kind.NONE:
+    _own_probability(s, s.world.both, (share, error), g)
+    points = _points(s)
+    if s.model.missing is not Kind.NONE:
         exact = s.model.missing is Kind.EXACT
         own = _repeated(s, points, 1 if exact else _OFTEN, g).logsumexp(1)
         (s.agree if exact else s.below)("log P(event)", mean_of_few(own), truth)
@@ -361,12 +382,33 @@ def _entropy(s: Subject, keep: list[int]) -> Tensor:
     return torch.special.entr(torch.zeros(int(at.max()) + 1, dtype=torch.float64).index_add(0, at, s.cells.p)).sum()
 
 
+def entropy_by_cells(s: Subject, g: Generator) -> None:
+    """-E[log p]: the family's where it is closed, over draws, and over the cells."""
+    truth = known(torch.special.entr(s.cells.p).sum())
+    s.agree("the entropy over draws", _pair(entropy(s.blind, draws=10_000, generator=g)), truth)
+    if s.model.answers("entropy") is Kind.EXACT:
+        s.agree("the entropy", known(s.model.entropy()), truth)
+
+
+def entropy_by_draws(s: Subject, g: Generator) -> None:
+    """-E[log p]: the family's, and over draws."""
+    s.agree("the entropy", known(s.model.entropy()), _pair(entropy(s.blind, draws=10_000, generator=g)))
+
+
 # -- parts -----------------------------------------------------------------------------------------
 
 
 def _line(low: float, high: float, n: int = 20_000) -> tuple[Tensor, float]:
     """Midpoints of a line, and their distance."""
     return low + (torch.arange(n, dtype=torch.float64) + 0.5) * (high - low) / n, (high - low) / n
+
+
+def _points(s: Subject) -> Tensor:
+    """The points of the event of a set and a value, NaN in the other variables."""
+    event, x = s.world.both, s.cells.x
+    keep = sorted(event.conditions)
+    each = x[event.holds(x)][:, keep].unique(dim=0)
+    return x.new_full((len(each), x.shape[1]), torch.nan).index_copy(1, torch.tensor(keep), each)
 
 
 def _pair(answer: Answer) -> Pair:

@@ -174,6 +174,18 @@ def mutual_information(model: Model, world: World) -> Cell:
     return Held(Kind.NONE, CELLS, held.information_by_cells)
 
 
+def entropy(model: Model, world: World) -> Cell:
+    """-E[log p(x)]."""
+    kind = model.answers("entropy")
+    if model.density is not Kind.EXACT:
+        return Open(kind, "the mean of a log_prob that is not exact is the entropy of nothing")
+    if world.discrete:
+        return Held(kind, CELLS, held.entropy_by_cells)
+    if kind is Kind.EXACT:
+        return Held(kind, DRAWS, held.entropy_by_draws)
+    return Open(kind, "a mean over its draws is all there is: its terms are held under `log_prob`")
+
+
 QUESTIONS: dict[str, Callable[[Model, World], Cell]] = {
     "log_prob": log_prob,
     "missing cells": missing_cells,
@@ -186,6 +198,7 @@ QUESTIONS: dict[str, Callable[[Model, World], Cell]] = {
     "mode": mode,
     "posterior": posterior,
     "mutual information": mutual_information,
+    "entropy": entropy,
 }
 
 

@@ -296,7 +296,8 @@ class PofX:
             how, kind = f"log p = {float(self._log_prob(x)):.4f} nats there", self.model.answers("mode", facts.seen)
         else:
             found = mode(self.model, facts, generator=self._generator(self.seed))
-            x, kind, how = found.x, found.kind, f"log p = {found.log_p:.4f} nats there; {found.how}"
+            x, kind = found.x, found.kind
+            how = found.how if found.error else f"log p = {found.log_p:.4f} nats there; {found.how}"
         return Answer(decode(x[None].cpu(), self.domain, self.container), kind, None, how)
 
     def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 def test_help_names_every_verb():
     text = pofx_("--help")
-    for verb in ("compare", "fit", "search", "sample", "score", "impute", "outliers", "info", "families", "data", "cite"):
+    for verb in ("compare", "fit", "search", "sample", "score", "impute", "acquire", "outliers", "info", "families", "data", "cite"):
         assert verb in text
 
 
@@ -148,7 +148,9 @@ def test_outliers_of_a_file_are_found_by_cross_fitting(folder):
     assert scores.loc[30:40, "p_value of c"].isna().all()
     again = pofx_("outliers", folder / "odd.csv", "-f", "gaussian", "--n", 2, "-o", folder / "scores.parquet")
     assert again == text
-    assert "learned without the 25% of rows" in pofx_("outliers", folder / "odd.csv", "-f", "gaussian", "--trim", 0.25, "--no-cells")
+    assert text.startswith(pofx_("outliers", folder / "odd.csv", "--n", 2).splitlines()[0])
+    assert "less the 40% of them" in pofx_("outliers", folder / "odd.csv", "--trim", 0.4, "--no-cells")
+    np.testing.assert_allclose(scores["p_value"], pofx.outliers(str(folder / "odd.csv")).p_value)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "scores.parquet")[scores.columns[:5]], scores[scores.columns[:5]])
 
 

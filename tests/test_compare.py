@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -13,14 +14,16 @@ import pytest
 import torch
 
 from pofx.comparison import compare, task_of
+from pofx.comparison.answering import LEAST
 from pofx.comparison.memory import PeakMemory, resident
-from pofx.comparison.ranking import behind
+from pofx.comparison.ranking import behind, behind_in_answers
 from pofx.comparison.remarks import remarks
 from pofx.comparison.surface import POINTS, grid, window
 from pofx.comparison.trial import principal_plane
 from pofx.data import encode
 from pofx.domain import Domain, VariableKind
 from pofx.errors import DataError, OptionError, TrainingError, Unavailable
+from pofx.models.base import Model
 from pofx.models.registry import families
 from pofx.types import Answer, Kind
 
@@ -43,6 +46,42 @@ FOR_TABLES = {name for name, line in families().items() if not line.config.image
 BASELINES = [name for name, line in families().items() if line.baseline]
 
 
+class Normal(Model):
+    """N(shift, 1) of every variable alone; with what a double has special about hidden cells."""
+
+    missing = Kind.EXACT
+
+    def __init__(self, domain, *, shift=0.0, spread=1.0, cell=0.0, wait=0.0):
+        super().__init__(domain)
+        self.shift, self.spread, self.cell, self.wait = shift, spread, cell, wait
+        self.weights = torch.nn.Parameter(torch.zeros(16))
+
+    def _log_prob(self, x, c, generator):
+        return (-0.5 * ((x - self.shift) ** 2 + math.log(2 * math.pi)) - self.cell).nansum(1)
+
+    def _sample(self, n, c, generator):
+        return torch.randn(n, len(self.domain), generator=generator)
+
+    def _impute(self, x, generator):
+        time.sleep(self.wait * len(x))
+        return torch.where(x.isnan(), self.shift, x)
+
+    def _complete(self, x, generator):
+        return torch.where(x.isnan(), self.shift + self.spread * torch.randn(x.shape, generator=generator), x)
+
+
+class Mute(Model):
+    """Nothing but samples: every question about part of a row is refused."""
+
+    density = Kind.NONE
+
+    def _log_prob(self, x, c, generator):
+        raise Unavailable("log_prob", "Mute")
+
+    def _sample(self, n, c, generator):
+        return torch.randn(n, len(self.domain), generator=generator)
+
+
 @dataclass
 class Double:
     """A standard normal in D variables, shifted: what `fit` returns, without learning."""
@@ -52,11 +91,13 @@ class Double:
     kind: Kind = Kind.EXACT
     penalty: float = 0.0
     width: int = 0
+    hidden: dict = field(default_factory=dict)
+    mute: bool = False
     history: list = field(default_factory=lambda: [{"step": 1, "epoch": 1, "train": 1.0, "holdout": 1.0, "seconds": 0.1}])
 
     @property
     def model(self):
-        return torch.nn.Linear(3, 4)
+        return Mute(self.domain) if self.mute else Normal(self.domain, shift=self.shift, **self.hidden)
 
     @property
     def record(self):
@@ -261,6 +302,93 @@ def test_nothing_learned_is_still_a_table():
     assert comparison.best is None
     assert comparison.wins == []
     assert "failed" in str(comparison)
+
+
+# -- hidden cells ----------------------------------------------------------------------------------
+
+
+def test_answers_of_a_known_density_have_their_numbers():
+    answering = compare(normals(4000, 3), [], fit=doubles(**failing("gaussian")))["gaussian"].answering
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    assert abs(answering.nats - entropy) < 4.9 * float(answering.score.error)
+    assert answering.kind is Kind.EXACT
+    assert abs(float(answering.numbers) - 1) < 4.9 * float(answering.numbers.error) + 0.05  # in deviations of 2900 training rows
+    assert abs(float(answering.calibration.coverage()) - 0.9) < 4.9 * float(answering.calibration.coverage().error)
+    assert answering.levels is None
+    assert set(answering.questions) == {"scored", "filled", "drawn"}
+
+
+def test_every_family_is_asked_the_same_cells_which_the_seed_decides():
+    comparison = compare(normals(300, 3), [], fit=doubles())
+    hidden = comparison.task.hidden
+    for r in comparison:
+        assert torch.equal(r.answering.scored.nats.row, hidden.row)
+        assert torch.equal(~r.answering.calibration.rank.isnan(), hidden.mask)
+    assert not torch.equal(task_of("iris", seed=1).hidden.row, task_of("iris", seed=2).hidden.row)
+
+
+def test_a_family_that_refuses_the_questions_is_left_out_of_them():
+    comparison = compare(normals(), [], fit=doubles(kde={"mute": True}))
+    assert not comparison["kde"].failed
+    assert not comparison["kde"].answering.questions
+    assert [r.family for r in comparison.answering if r.family == "kde"] == []
+    row = comparison["kde"].to_json()
+    assert {row[key] for key in row if key.startswith("hidden_") and key != "hidden_kind"} == {None}
+    assert "hidden cells" in str(comparison)
+    assert "hidden cells" not in str(compare(normals(), [], fit=doubles(**{name: {"mute": True} for name in BASELINES})))
+
+
+def test_the_gap_in_answers_is_paired():
+    comparison = compare(normals(300, 4), [], fit=doubles(kde={"hidden": {"cell": 0.25}}))
+    assert comparison.answering[-1].family == "kde"
+    gap = behind_in_answers(comparison["kde"], comparison.best_answerer)
+    assert float(gap) == pytest.approx(0.25)
+    assert float(gap.error) == pytest.approx(0, abs=1e-12)
+    win = next(w for w in comparison.wins if w.question.startswith("likelihood of hidden cells"))
+    assert "kde" not in (win.family, *win.level)
+    assert len(win.level) == len(BASELINES) - 2
+
+
+def test_a_slow_family_is_asked_less_and_compared_on_the_rows_of_both(monkeypatch):
+    monkeypatch.setattr("pofx.comparison.answering.SECONDS", 0.5)
+    comparison = compare(normals(3000, 4), [], fit=doubles(kde={"hidden": {"wait": 0.01}}, **failing("gaussian", "kde")))
+    quick, slow = (comparison[name].answering.filled for name in ("gaussian", "kde"))
+    assert quick.rows == len(comparison.task.hidden)
+    assert 0 < slow.rows <= 50  # 0.5 s at 10 ms a row
+    assert slow.seconds_per_1000 >= 10
+    assert f"kde (filled {slow.rows})" in " ".join(remarks(comparison))
+    assert comparison["kde"].to_json()["hidden_rows_filled"] == slow.rows
+
+
+def test_too_few_rows_make_no_number(monkeypatch):
+    monkeypatch.setattr("pofx.comparison.answering.SECONDS", 0.0)
+    answering = compare(normals(300, 4), [], fit=doubles(**failing("gaussian")))["gaussian"].answering
+    assert all(0 < q.rows < LEAST for q in answering.questions.values())
+    assert answering.score is answering.numbers is answering.calibration is None
+    assert math.isnan(answering.nats)
+    assert answering.filled.seconds_per_1000 > 0
+
+
+def test_remarks_say_whose_intervals_lie_and_who_answers_better_than_it_explains():
+    special = {
+        "kde": {"hidden": {"spread": 0.5}},
+        "gmm": {"hidden": {"spread": 3.0}},
+        "independent": {"penalty": -5.0, "hidden": {"cell": 0.5}},
+    }
+    comparison = compare(normals(2000, 4), [], fit=doubles(**special))
+    said = " ".join(remarks(comparison))
+    assert re.search(r"too sure of themselves: kde \(\d\d %\); less sure than they could be: gmm \(\d+ %\)\.", said)
+    assert comparison.best.family == "independent"
+    assert re.search(r"gives hidden ones 0\.500 ± 0\.000 nats a cell more than independent", said)
+    assert "whole rows" not in " ".join(remarks(compare(normals(), [], fit=doubles())))
+
+
+def test_what_is_impossible_has_infinite_nats():
+    comparison = compare(normals(300, 4), [], fit=doubles(kde={"hidden": {"cell": math.inf}}))
+    assert comparison["kde"].answering.nats == math.inf
+    assert comparison.answering[-1].family == "kde"
+    assert "∞" in str(comparison)
+    json.dumps(comparison.to_json(), allow_nan=False)
 
 
 # -- the truth, and words --------------------------------------------------------------------------

@@ -228,6 +228,9 @@ BROKEN = {
     "mode_is_a_maximum": lambda m: after(m, "_mode", lambda x, *_: x + torch.tensor([0.0, 0.0, 50.0])),
     "mean_is_that_of_draws": lambda m: after(m, "_mean", lambda x, *_: x + torch.tensor([0.0, 0.3, 0.0])),
     "completions_follow_the_conditional": no_evidence,
+    "restriction_is_p_over_its_probability": lambda m: after(m, "_restrict", lambda found, *_: (found[0], found[1] + 0.05)),
+    "restrictions_add_up": lambda m: after(m, "_restrict", lambda found, *_: (found[0], 0.95 * found[1])),
+    "entropy_is_the_mean_of_minus_log_p": lambda m: after(m, "_entropy", lambda value, *_: value + 0.5),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 import pofx
-from pofx.ask.outliers import cross_fitted, judge, patterns, trimmed
+from pofx.ask.outliers import concentrated, cross_fitted, judge, patterns
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import DataError, OptionError, Unavailable
 from pofx.models.base import Model
@@ -374,13 +374,19 @@ def knot(n=300):
     return torch.from_numpy(x)
 
 
+def trimmed(learn, share=0.25, *, rounds=3):
+    """Learn with the share left out."""
+    return lambda train, holdout: concentrated(learn(train, holdout), learn, train, holdout, share=share, rounds=rounds)
+
+
 def test_trimming_is_not_bent_by_a_knot_of_outliers():
     """What is learned of the ordinary rows has their mean; without trimming, a tenth of the way to the knot is gone."""
     plain, robust = (learn(knot(), knot(50)).mean() for learn in (gaussian_of, trimmed(gaussian_of)))
     assert plain.mean() > 0.4
     assert abs(robust.mean()) < 0.2
-    found = cross_fitted(knot(), Domain.real(3), trimmed(gaussian_of), cells=False)
+    found = cross_fitted(knot(), Domain.real(3), gaussian_of, trim=0.25, cells=False)
     assert set(found.order()[:30]) == set(range(30))
+    assert "less the 25% of them that are most surprising" in found.how
 
 
 def test_trimming_never_lowers_the_trimmed_likelihood():
@@ -399,8 +405,18 @@ def test_trimming_never_lowers_the_trimmed_likelihood():
     assert values[0] > kept(learn(x, x[:20]))
 
 
-def test_trimming_nothing_is_learning():
-    assert torch.equal(trimmed(gaussian_of, 0.0)(knot(), knot(50)).mean(), gaussian_of(knot(), knot(50)).mean())
+def test_p_values_after_trimming_are_those_of_ordinary_rows():
+    """Draws of the trimmed p know the middle alone and would make one ordinary row in ten look like one in twenty."""
+    x = torch.from_numpy(rows(1000, 5))
+    found = cross_fitted(x, Domain.real(4), gaussian_of, trim=0.25)
+    assert uniform_enough(found.p_value)
+    for d in range(4):
+        assert uniform_enough(found.cell_p_value[:, d])
+    assert "4000 draws from the p learned without trimming" in found.how
+    own = judge(trimmed(gaussian_of)(x, x[:100]), torch.from_numpy(rows(2000, 6)), cells=False, generator=torch.Generator().manual_seed(0))
+    assert (own.p_value <= 0.05).mean() > 0.08
+    known = cross_fitted(x, Domain.real(4), gaussian_of, trim=0.25, reference=torch.from_numpy(rows(3000, 6)))
+    assert uniform_enough(known.p_value)
 
 
 def test_trimming_goes_by_place_where_cells_are_missing():
@@ -420,4 +436,64 @@ def test_trimming_stops_where_a_column_becomes_constant():
 @pytest.mark.parametrize(("share", "rounds"), [(1.0, 3), (-0.1, 3), (0.25, 0)])
 def test_the_share_to_trim_is_checked(share, rounds):
     with pytest.raises(OptionError, match=r"lies in \[0, 1\)"):
-        trimmed(gaussian_of, share, rounds=rounds)
+        trimmed(gaussian_of, share, rounds=rounds)(knot(), knot(50))
+    if share:
+        with pytest.raises(OptionError, match=r"lies in \[0, 1\)"):
+            cross_fitted(knot(), Domain.real(3), gaussian_of, trim=1.0)
+
+
+# -- pofx.outliers ---------------------------------------------------------------------------------
+
+
+def odd_table(n=300):
+    """A count and a rounded number that follow each other, but for one row."""
+    r = np.random.RandomState(0)
+    age = r.poisson(30, n)
+    pay = (100 * age + 50 * r.randn(n)).round(-1)
+    table = pd.DataFrame({"age": age, "pay": pay}, index=[f"r{i}" for i in range(n)])
+    table.loc["r7", "pay"] += 1500
+    table.loc["r20":"r40", "pay"] = np.nan
+    return table
+
+
+def test_a_table_is_judged_in_one_call():
+    found = pofx.outliers(odd_table())
+    top = found.table(1)
+    assert top.index[0] == "r7"
+    assert top["column"].iloc[0] in {"age", "pay"}
+    assert found.p_value[7] < 0.01
+    assert found.how.startswith("each of 5 parts under the p learned from the others, less the 25%")
+    assert [str(v.kind) for v in found.domain.variables] == ["real", "real"]
+    assert [v.resolution for v in found.domain.variables] == [None] * 2
+    assert found.kind is found.cells_kind is Kind.EXACT
+    assert list(found.frame().index) == list(odd_table().index)
+
+
+def test_what_the_schema_says_of_a_column_stands():
+    table = odd_table(100).dropna()
+    said = pofx.outliers(table, schema={"age": "count"}, cells=False, folds=2, trim=0.0)
+    assert str(said.domain["age"].kind) == "count"
+    domain = pofx.infer_domain(table)
+    assert pofx.outliers(table, schema=domain, cells=False, folds=2, trim=0.0).domain == domain
+
+
+def test_ordinary_rows_may_be_named_and_options_are_checked():
+    table = odd_table().dropna()
+    found = pofx.outliers(table, reference=table[100:], cells=False)
+    assert "rows named as ordinary" in found.how
+    with pytest.raises(OptionError, match="no option 'components'"):
+        pofx.outliers(table, components=3)
+    with pytest.raises(OptionError, match=r"lies in \[0, 1\)"):
+        pofx.outliers(table, trim=1.0)
+    with pytest.raises(OptionError, match="between 2 and the number of rows"):
+        pofx.outliers(table, folds=1)
+
+
+def test_numbers_are_plain_however_they_are_written():
+    """Rounded, counted or with a spike: the score is that of real columns, and exact where a lifted one is a bound."""
+    r = np.random.RandomState(0)
+    x = np.column_stack([r.randn(200).round(1), r.poisson(4, 200), np.where(r.rand(200) < 0.4, 0.0, r.randn(200))])
+    found, plain = (pofx.outliers(x, schema=schema, cells=False) for schema in (None, Domain.real(3)))
+    assert np.array_equal(found.log_prob, plain.log_prob)
+    assert found.kind is Kind.EXACT
+    assert pofx.outliers(x, schema=pofx.infer_domain(x), trim=0.0, folds=2, cells=False).kind is Kind.BOUND

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pofx
-from pofx.cli.families import table
+from pofx.cli.families import proofs, table
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "pandas", "matplotlib", "scipy", "sklearn")
@@ -65,6 +65,11 @@ def between(text: str, marker: str) -> str:
 
 def test_the_readmes_table_is_the_codes():
     assert between((ROOT / "README.md").read_text(), "families") == table(markdown=True)
+
+
+def test_the_table_of_proofs_is_the_codes():
+    """docs/questions.md; `pofx families --proof` writes it."""
+    assert between((ROOT / "docs" / "questions.md").read_text(), "proofs").strip() == proofs()
 
 
 def test_the_readme_has_two_set_up_commands():

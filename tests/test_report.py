@@ -24,7 +24,7 @@ from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import FileError
 from pofx.measure import held_out
 from pofx.report import write
-from pofx.report.dots import axis_of
+from pofx.report.dots import axis_of, axis_of_answers
 from pofx.report.images import is_picture, sheet
 
 QUICK = {"gaussian": {}, "histogram": {}, "vae": {"max_epochs": 7}}
@@ -44,6 +44,12 @@ def learning(*names):
 
 @pytest.fixture(scope="module")
 def compared():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pofx.comparison.answering.SECONDS", 0.5)  # the page is the same with fewer rows asked
+        return comparisons()
+
+
+def comparisons():
     generator = np.random.default_rng(0)
     plane = compare(generator.normal(size=(200, 2)), QUICK, fit=learning(*QUICK))
     known = -0.5 * (plane.task.test.square() + math.log(2 * math.pi)).sum(1)
@@ -140,7 +146,7 @@ def test_the_stand_in_colours_are_all_variables(page):
 
 def test_the_sections_are_those_that_the_data_allow(written):
     found = {name: set(re.findall(r'<section id="(\w+)"', (place / "report.html").read_text())) for name, place in written.items()}
-    always = {"table", "why", "data", "configured", "again", "samples", "learning", "codes"}
+    always = {"table", "why", "answers", "data", "configured", "again", "samples", "learning", "codes"}
     assert found["digits"] == always - {"learning"}
     assert found["plane"] == always | {"densities"}
     assert found["table"] == always
@@ -162,6 +168,7 @@ def test_markdown_has_the_same_table(compared, written):
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(any(line.startswith(f"| {r.family} |") for line in lines) for r in comparison)
     assert "$c_1^2$ \\|" in text
+    assert "## Which answers best" in text
     assert comparison.setting.command in text
 
 
@@ -227,6 +234,18 @@ def test_dots_are_in_order_on_their_axis(compared):
     assert all(0 <= dot.left <= dot.at <= dot.right <= 100 for dot in axis.dots.values())
     truth = -float(comparison.task.truth)
     assert axis.truth == pytest.approx(100 * (truth - axis.low) / (axis.high - axis.low))
+
+
+def test_the_page_says_what_was_asked_and_answered(compared, written):
+    comparison, page = compared["table"], (written["table"] / "report.html").read_text()
+    section = page[page.index('<section id="answers">') :].partition("</section>")[0]
+    assert f"{int(comparison.task.hidden.mask.sum())} hidden cells of {len(comparison.task.test)} test rows" in section
+    scored = [r for r in comparison.answering if r.answering.score is not None]
+    assert scored  # which of them depends on the machine
+    for r in scored:
+        assert f"{r.answering.nats:.3f} ± {float(r.answering.score.error):.3f}" in section
+        assert (f'aria-label="calibration {r.family}"' in section) is (r.answering.calibration is not None)
+    assert set(axis_of_answers(comparison).dots) == {r.family for r in scored}
 
 
 def test_an_outlier_does_not_stretch_the_axis(compared):

@@ -16,6 +16,7 @@ _PLACES = {
     "fit": "pofx.ask",
     "open": "pofx.ask",
     "search": "pofx.ask",
+    "outliers": "pofx.ask.outlying",
     "PofX": "pofx.ask",
     "load": "pofx.data",
     "infer_domain": "pofx.data",
@@ -46,11 +47,13 @@ __all__ = [
     "infer_domain",
     "load",
     "open",
+    "outliers",
     "search",
 ]
 
 if TYPE_CHECKING:
     from pofx.ask import PofX, fit, open, search
+    from pofx.ask.outlying import outliers
     from pofx.comparison import compare
     from pofx.data import infer_domain, load
     from pofx.domain import Domain, Variable

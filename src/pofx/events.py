@@ -6,7 +6,6 @@ A condition is a value, a set of values, or an interval. In tensors: levels are 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +17,7 @@ from pofx.types import Mask, Point
 
 _MANY = 1 << 16  # values of a count that are listed at most
 _CLOSE = 1e-9  # of a spike, relative
+_END = 1e-6  # of a grid's cell: a value this near the end of an interval lies on it, whatever rounding did to its last digit
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,11 @@ class Value:
 
     def holds(self, column: Float[Tensor, " N"], variable: Variable) -> Bool[Tensor, " N"]:
         """Which entries are that value; on a grid, in its cell."""
-        return (column - self.value).abs() <= _slack(variable, self.value)
+        return self.contains(column, _slack(variable, self.value))
+
+    def contains(self, x: Float[Tensor, "*batch"], slack: float = 0.0) -> Bool[Tensor, "*batch"]:
+        """Which numbers are that value, or nearer to it than the slack."""
+        return (x - self.value).abs() <= slack
 
     def sentence(self, variable: Variable) -> str:
         """In words."""
@@ -52,6 +56,10 @@ class Among:
     def holds(self, column: Float[Tensor, " N"], variable: Variable) -> Bool[Tensor, " N"]:
         """Which entries are one of them."""
         return torch.stack([Value(value).holds(column, variable) for value in self.values]).any(0)
+
+    def contains(self, x: Float[Tensor, "*batch"], slack: float = 0.0) -> Bool[Tensor, "*batch"]:
+        """Which numbers are one of them, or nearer to one than the slack."""
+        return ((x[..., None] - torch.tensor(self.values, dtype=x.dtype, device=x.device)).abs() <= slack).any(-1)
 
     def sentence(self, variable: Variable) -> str:
         """In words."""
@@ -74,8 +82,12 @@ class Between:
 
     def holds(self, column: Float[Tensor, " N"], variable: Variable) -> Bool[Tensor, " N"]:
         """Which entries lie in the interval."""
-        above = column >= self.lower if self.closed[0] else column > self.lower
-        below = column <= self.upper if self.closed[1] else column < self.upper
+        return self.contains(column, _END * (variable.resolution or 0.0))
+
+    def contains(self, x: Float[Tensor, "*batch"], slack: float = 0.0) -> Bool[Tensor, "*batch"]:
+        """Which numbers lie in the interval; a number nearer to an end than the slack lies on it."""
+        above = x >= self.lower - slack if self.closed[0] else x > self.lower + slack
+        below = x <= self.upper + slack if self.closed[1] else x < self.upper - slack
         return above & below
 
     def sentence(self, variable: Variable) -> str:
@@ -85,6 +97,28 @@ class Between:
 
 
 Condition = Value | Among | Between
+NEVER = Among(())  # what no number meets
+
+
+def both(a: Condition, b: Condition) -> Condition:
+    """What meets both.
+
+    >>> both(Between(0.0, 5.0), Between(upper=2.0, closed=(True, False)))
+    Between(lower=0.0, upper=2.0, closed=(True, False))
+    """
+    if isinstance(a, Between) and isinstance(b, Between):
+        return _overlap(a, b)
+    listed, other = (b, a) if isinstance(a, Between) else (a, b)
+    values = torch.tensor([] if isinstance(listed, Between) else _all(listed), dtype=torch.float64)
+    kept = [float(v) for v in values if bool(other.contains(v, _CLOSE * (1 + abs(float(v)))))]
+    return Among(tuple(kept))
+
+
+def _overlap(a: Between, b: Between) -> Condition:
+    lower, open_below = max((a.lower, not a.closed[0]), (b.lower, not b.closed[0]))
+    upper, closed_above = min((a.upper, a.closed[1]), (b.upper, b.closed[1]))
+    whole = Between(lower, upper, (not open_below, closed_above))
+    return whole if lower < upper or (lower == upper and whole.closed == (True, True)) else NEVER
 
 
 @dataclass(frozen=True)
@@ -147,6 +181,11 @@ class Event:
         return sorted(d for d, condition in self.conditions.items() if _single(condition) is not None)
 
     @property
+    def open(self) -> dict[int, Condition]:
+        """The conditions that leave a variable more than one value: sets and intervals."""
+        return {d: condition for d, condition in self.conditions.items() if _single(condition) is None}
+
+    @property
     def fixed(self) -> Mask:
         """Which variables are fixed to one value."""
         fixed = torch.zeros(len(self.domain), dtype=torch.bool)
@@ -177,24 +216,13 @@ class Event:
 
     def allowed(self, d: int) -> Float[Tensor, " V"] | None:
         """The values variable d may take, or None where they are not a finite list."""
-        values, condition = _listed(self.domain.variables[d]), self.conditions.get(d)
+        values, condition = listed(self.domain.variables[d]), self.conditions.get(d)
         if isinstance(condition, Value | Among):
             given = torch.tensor(_all(condition), dtype=torch.float64)
             return given if values is None else given[torch.isin(given, values)]
         if values is None or condition is None:
             return values
         return values[condition.holds(values, self.domain.variables[d])]
-
-    def points(self, most: int) -> Float[Tensor, "P D"] | None:
-        """The points, NaN where free, whose union it is; None where they are more than `most` or no finite number."""
-        lists = {d: self.allowed(d) for d in sorted(self.conditions)}
-        if any(values is None for values in lists.values()) or math.prod(len(v) for v in lists.values() if v is not None) > most:
-            return None
-        each = list(product(*(values.tolist() for values in lists.values() if values is not None)))
-        points = torch.full((len(each), len(self.domain)), torch.nan, dtype=torch.float64)
-        if lists:
-            points[:, list(lists)] = torch.tensor(each, dtype=torch.float64).reshape(len(each), len(lists))
-        return points
 
     def fill(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """The rows with the fixed variables at their values."""
@@ -235,17 +263,22 @@ def _slack(variable: Variable, value: float) -> float:
     return _CLOSE * (1 + abs(value)) if variable.spike is not None else 0.0
 
 
-def _listed(variable: Variable) -> Float[Tensor, " V"] | None:
-    """Every value of a finite variable."""
+def listed(variable: Variable) -> Float[Tensor, " V"] | None:
+    """Every value of a finite variable, in order: codes, counts, a grid between two ends; None of others, and of very many."""
     size = variable.cardinality
-    if size is None or size > _MANY:
+    if size is not None:
+        first = variable.lower if variable.kind is VariableKind.COUNT else 0.0
+        return None if size > _MANY else torch.arange(size, dtype=torch.float64) + first
+    r = variable.resolution
+    if r is None or variable.kind is not VariableKind.INTERVAL or (variable.upper - variable.lower) / r > _MANY:
         return None
-    return torch.arange(size, dtype=torch.float64) + (variable.lower if variable.kind is VariableKind.COUNT else 0.0)
+    steps = torch.arange(math.ceil(variable.lower / r - _END), math.floor(variable.upper / r + _END) + 1, dtype=torch.float64)
+    return steps * r
 
 
 def _possible(variable: Variable, condition: Condition) -> bool:
     if isinstance(condition, Between):
-        values = _listed(variable)
+        values = listed(variable)
         if values is not None:
             return bool(condition.holds(values, variable).any())
         inside = condition.upper >= lower_end(variable) and condition.lower <= upper_end(variable)
@@ -263,7 +296,7 @@ def _overlaps(variable: Variable, condition: Between) -> bool:
 
 
 def _is_value(variable: Variable, value: float) -> bool:
-    values = _listed(variable)
+    values = listed(variable)
     if values is not None:
         return bool((values == value).any())
     if not variable.continuous:

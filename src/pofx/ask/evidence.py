@@ -1,14 +1,15 @@
 """Evidence and rows: from the user's words to tensors of the domain."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pofx.data import encode
+from pofx.data import encode, read
 from pofx.domain import Domain, Level, Variable, did_you_mean
 from pofx.errors import DataError, OptionError
 from pofx.events import Among, Between, Condition, Event, Value
@@ -33,6 +34,21 @@ def point(domain: Domain, evidence: Mapping[str, Any]) -> Point:
     for name, value in evidence.items():
         x[domain.index(name)] = encode({name: [value]}, domain.select([domain.index(name)]))[0, 0]
     return x
+
+
+def one_row(domain: Domain, row: Any) -> Point:  # noqa: ANN401
+    """One datum from a mapping column -> value, or from a table of one row; NaN where a cell is missing or its column absent.
+
+    Raises:
+        DataError: a column is unknown, a value is outside its column's domain, or there are other than one row.
+    """
+    single = row.to_dict() if isinstance(row, pd.Series) else row
+    if isinstance(single, Mapping) and not any(isinstance(cell, Sized) and not isinstance(cell, str) for cell in single.values()):
+        single = {name: [cell] for name, cell in single.items()} or {domain.names[0]: [None]}
+    x = encode(read(single), domain, partial=True)
+    if len(x) != 1:
+        raise DataError(f"one row is asked about at a time, got {len(x)}")
+    return x[0]
 
 
 def event(domain: Domain, evidence: Mapping[str, Any]) -> Event:

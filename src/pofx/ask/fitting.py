@@ -117,7 +117,7 @@ def fit(
     Raises:
         PofxError: data or options that can not work, before learning starts.
     """
-    config = _configured(family, options)
+    config = configured(family, options)
     rows = gather(data, given=given, holdout=holdout, schema=schema, seed=seed)
     return learn(rows, name_of(config), config, seed=seed, budget=budget, device=device, checkpoint=checkpoint, progress=progress)
 
@@ -157,7 +157,12 @@ def learn(
     return PofX(model, rows.container, seed=seed, origin=origin)
 
 
-def _configured(family: object, options: Mapping[str, Any]) -> FamilyConfig:
+def configured(family: object, options: Mapping[str, Any]) -> FamilyConfig:
+    """The options of a named family, or those that came.
+
+    Raises:
+        OptionError: no such family or option, or options beside options.
+    """
     if isinstance(family, str):
         return registered(family).configure(options)
     if not isinstance(family, FamilyConfig):

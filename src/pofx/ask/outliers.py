@@ -131,7 +131,7 @@ def in_words(v: Variable, value: float) -> Level:
     """A value of the domain as the user writes it: a level, a whole number, a real."""
     if v.levels:
         return v.levels[round(value)]
-    return round(value) if v.kind is VariableKind.COUNT else value
+    return round(value) if v.kind is VariableKind.COUNT or "int" in v.dtype else value
 
 
 def index_of(rows: object) -> "pd.Index[Any] | None":
@@ -148,6 +148,7 @@ def judge(
     reference: Ordinary | None = None,
     *,
     index: "pd.Index[Any] | None" = None,
+    drawn_from: Model | None = None,
     cells: bool = True,
     generator: Generator = None,
 ) -> Outliers:
@@ -159,8 +160,9 @@ def judge(
     Args:
         model: p(x), without a context.
         x: rows (N, D), NaN = missing.
-        reference: ordinary rows (M, D) that p did not learn from; None: draws from p.
+        reference: ordinary rows (M, D) that p did not learn from; None: draws.
         index: labels of the rows; None numbers them.
+        drawn_from: whose draws they are; None: p's own.
         cells: also judge cells, where the family can marginalise.
         generator: of draws and of estimates.
 
@@ -175,7 +177,7 @@ def judge(
     _check(model, x, reference)
     cells = cells and model.missing is not Kind.NONE
     drawn = reference is None
-    ordinary = model.sample(DRAWS, generator=generator) if reference is None else reference
+    ordinary = (drawn_from or model).sample(DRAWS, generator=generator) if reference is None else reference
     ordinary = ordinary[torch.randperm(len(ordinary), generator=generator, device=ordinary.device)]
     own, own_cells = _densities(model, x, cells=cells, generator=generator)
     groups = patterns(x)
@@ -194,7 +196,7 @@ def judge(
         index=pd.RangeIndex(len(x)) if index is None else index,
         kind=label,
         cells_kind=model.density.worst(model.missing) if cells else Kind.NONE,
-        how=_how(model, len(ordinary), drawn=drawn, most=most, alone=bool((out["compared"] == 0).any())),
+        how=_how(model, len(ordinary), drawn=drawn, own=drawn_from is None, most=most, alone=bool((out["compared"] == 0).any())),
     )
 
 
@@ -290,8 +292,9 @@ def _blamed(p: Numbers, excess: Numbers) -> NDArray[np.int64]:
     return np.where(np.isinf(least[:, 0]), -1, ahead.argmax(axis=1))
 
 
-def _how(model: Model, n: int, *, drawn: bool, most: int, alone: bool) -> str:
-    parts = [f"compared with {n} draws from p itself" if drawn else f"compared with {n} rows named as ordinary"]
+def _how(model: Model, n: int, *, drawn: bool, own: bool, most: int, alone: bool) -> str:
+    whose = "p itself" if own else "the p learned without trimming"
+    parts = [f"compared with {n} draws from {whose}" if drawn else f"compared with {n} rows named as ordinary"]
     if most < n:
         parts.append(f"at most {most} of them for each pattern of missing cells")
     if alone:
@@ -316,6 +319,7 @@ def cross_fitted(
     learn: Learn,
     *,
     folds: int = 5,
+    trim: float = 0.0,
     reference: Ordinary | None = None,
     index: "pd.Index[Any] | None" = None,
     cells: bool = True,
@@ -326,72 +330,86 @@ def cross_fitted(
     A p that has learned a row finds it less surprising than it is, the more so the freer the family: an outlier would hide by
     having been learned.
 
+    With a share to trim, rows are ranked by the p of the others less their most surprising (`concentrated`), but compared with draws
+    from the p of all the others: p-values are those of the ranking's score under p as it would be without trimming. So they are
+    sound where that p is, and where outliers widen it they are too large rather than too small.
+
     Args:
         x: rows (N, D).
         domain: what x is.
         learn: makes p from rows to learn from and rows to watch while learning, a tenth of what is there.
         folds: k, the number of parts, drawn at random.
-        reference: ordinary rows that are not among x; None: draws from each p.
+        trim: the share of the others' rows that is left out.
+        reference: ordinary rows that are not among x; None: draws.
         index: labels of the rows.
         cells: also judge cells.
         seed: of the parts, the draws and the estimates.
 
-    Cost: k fits and one `judge`.
+    Cost: k fits (4 k with trimming) and one `judge`.
 
     Raises:
-        OptionError: k is not between 2 and the number of rows.
+        OptionError: k is not between 2 and the number of rows, or the share is not in [0, 1).
         DataError: the other parts alone can not be learned from.
     """
     if not 2 <= folds <= len(x):
         raise OptionError(f"the number of folds lies between 2 and the number of rows, {len(x)}, got {folds}")
+    _check_share(trim)
     generator = torch.Generator().manual_seed(seed)
     part = torch.randperm(len(x), generator=generator) % folds
     found, places = [], []
     for k in range(folds):
         others, own = x[part != k], part == k
         check_training(others, domain)
-        model = learn(*split(others, HOLDOUT_SHARE, generator)).cpu().eval()
-        found.append(judge(model, x[own], reference, cells=cells, generator=generator))
+        rows = split(others, HOLDOUT_SHARE, generator)
+        plain = learn(*rows).cpu().eval()
+        model = concentrated(plain, learn, *rows, share=trim, seed=seed) if trim else plain
+        source = plain if trim else None
+        found.append(judge(model, x[own], reference, drawn_from=source, cells=cells, generator=generator))
         places.append(own.nonzero().flatten().numpy())
     whole = _joined(found, np.argsort(np.concatenate(places)))
-    how = f"each of {folds} parts under the p learned from the others; {whole.how}"
+    less = f", less the {trim:.0%} of them that are most surprising" if trim else ""
+    how = f"each of {folds} parts under the p learned from the others{less}; {whole.how}"
     return replace(whole, index=whole.index if index is None else index, how=how)
 
 
-def trimmed(learn: Learn, share: float = 0.25, *, rounds: int = ROUNDS, seed: int = 0) -> Learn:
-    """Learn, leave out the share of rows that this p finds most surprising, learn again: argmax_{p, rows kept} of the sum of log p.
+def concentrated(
+    model: Model, learn: Learn, train: Tensor, holdout: Tensor, *, share: float = 0.25, rounds: int = ROUNDS, seed: int = 0
+) -> Model:
+    """Leave out the share of rows that p finds most surprising, learn again, and so on: argmax_{p, rows kept} of the sum of log p.
 
     The trimmed likelihood; for a Gaussian, the determinant of least covariance (Rousseeuw & Van Driessen, A Fast Algorithm for the Minimum
     Covariance Determinant Estimator, Technometrics 41, 1999, whose share of a quarter this is). As long as fewer rows than the share
-    are outliers, they do not bend a family that can not give them a mode of their own. The ranking gains by it; p-values against draws of
-    such a p are too small, as it knows the middle of the ordinary rows alone: name ordinary rows to compare with.
+    are outliers, they do not bend a family that can not give them a mode of their own. The ranking gains by it; draws of such a p know
+    the middle of the ordinary rows alone, so p-values are to be had against others.
 
     Args:
+        model: the p of all rows.
         learn: makes p from rows to learn from and rows to watch.
-        share: of the rows, in [0, 1); 0 leaves learning as it is.
+        train: rows to learn from.
+        holdout: rows to watch.
+        share: of the rows, in [0, 1).
         rounds: how often rows are left out anew.
         seed: of draws.
 
-    Cost: rounds + 1 times that of learn. Rounds stop early where the rows kept can not be learned from (a column of theirs is constant).
+    Cost: rounds times that of learn. Rounds stop early where the rows kept can not be learned from (a column of theirs is constant).
 
     Raises:
         OptionError: the share is not in [0, 1), or there is no round.
     """
+    _check_share(share, rounds)
+    for _ in range(rounds):
+        kept = [_likely(model, part, share, seed) for part in (train, holdout)]
+        try:
+            check_training(kept[0], model.domain)
+        except DataError:  # nothing of a column is left to learn: the p before is the best there is
+            return model
+        model = learn(*kept).cpu().eval()
+    return model
+
+
+def _check_share(share: float, rounds: int = ROUNDS) -> None:
     if not 0.0 <= share < 1.0 or rounds < 1:
         raise OptionError(f"the share of rows to leave out lies in [0, 1) and rounds is 1 or more, got {share} and {rounds}")
-
-    def learn_kept(train: Tensor, holdout: Tensor) -> Model:
-        model = learn(train, holdout).cpu().eval()
-        for _ in range(rounds if share > 0 else 0):
-            kept = [_likely(model, part, share, seed) for part in (train, holdout)]
-            try:
-                check_training(kept[0], model.domain)
-            except DataError:  # nothing of a column is left to learn: the p before is the best there is
-                return model
-            model = learn(*kept).cpu().eval()
-        return model
-
-    return learn_kept
 
 
 def _likely(model: Model, x: Tensor, share: float, seed: int) -> Tensor:

@@ -14,8 +14,19 @@ import torch
 from torch import Tensor
 
 from pofx.ask import files
-from pofx.ask.evidence import event
-from pofx.ask.generic import conditional, mode, mutual_information, posterior, probability
+from pofx.ask.evidence import event, one_row
+from pofx.ask.generic import (
+    Acquisition,
+    acquire,
+    closed,
+    conditional,
+    entropy,
+    expected_product,
+    mode,
+    mutual_information,
+    posterior,
+    probability,
+)
 from pofx.ask.origin import Origin
 from pofx.ask.outliers import Outliers, index_of, judge
 from pofx.ask.questions import kinds
@@ -24,6 +35,7 @@ from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.data.encoding import count, encode_in_pieces, together
 from pofx.domain import Domain
 from pofx.errors import DataError, OptionError, Unavailable
+from pofx.events import Event
 from pofx.learn import Record
 from pofx.models.base import Model
 from pofx.types import Answer, Kind, X
@@ -108,7 +120,7 @@ class PofX:
 
         Args:
             rows: the rows to judge, missing cells allowed where the family can marginalise. Rows that p learned from look more
-                ordinary than they are: `pofx.ask.outliers.cross_fitted` judges those.
+                ordinary than they are: `pofx.outliers` judges those.
             reference: ordinary rows that p did not learn from; 4000 draws from p when left out.
             cells: also judge each cell; a family that can not marginalise judges rows alone.
             seed: of the draws.
@@ -123,20 +135,24 @@ class PofX:
 
     def expectation(
         self,
-        f: Callable[[Any], Any],
+        f: Callable[[Any], Any] | Mapping[str, Callable[[Any], float]],
         n: int = 10_000,
         *,
         given: Any = None,  # noqa: ANN401
         seed: int | None = None,
     ) -> Answer:
-        """E[f(x)], estimated by the mean over n draws, with its standard error.
+        """E[f(x)], estimated by the mean over n draws, with its standard error; or E[f(x_a) g(x_b) ...], exact for finite columns.
 
         Args:
-            f: from rows, as `sample` gives them, to one number (or one row of numbers) a row.
+            f: from rows, as `sample` gives them, to one number (or one row of numbers) a row. Or column -> function of one value of
+                it (a level as it is in the table, or a number) to a number: then the expectation of their product, in closed form
+                where the columns have finitely many values and the family sums over them.
             n: how many draws.
             given: one row of conditions, for a p(x | c).
             seed: of the draws.
         """
+        if isinstance(f, Mapping):
+            return self._expected_product(f, n, self._generator(self.seed if seed is None else seed))
         values = np.asarray(f(self.sample(n, given=given, seed=self.seed if seed is None else seed)), dtype=np.float64)
         if values.shape[:1] != (n,):
             raise OptionError(f"f gives one number (or row of numbers) for each of {n} rows, got shape {values.shape}")
@@ -203,6 +219,36 @@ class PofX:
         groups = ([self.domain.index(name) for name in as_columns(names)] for names in (a, b))
         return mutual_information(self.model, *groups, generator=self._generator(self.seed if seed is None else seed))
 
+    def acquire(
+        self,
+        row: Any,  # noqa: ANN401
+        target: str | Sequence[str],
+        budget: int = 1,
+        *,
+        draws: int | None = None,
+        seed: int | None = None,
+    ) -> Acquisition:
+        """What to measure next: I(target; x_d | the row's known cells) in nats of each column that is not known, largest first.
+
+        Args:
+            row: what is known: a mapping column -> value, or one row of a table; a cell that is missing or absent is not known.
+            target: the column or columns to learn about.
+            budget: how many to measure: above 1, the set that greedy choice finds, each column's gain on top of those before it.
+            draws: of the unknown columns, where tables are too large to be summed; None: 4000.
+            seed: of those draws.
+
+        Raises:
+            OptionError: a target that is known or unknown to p, nothing left to measure, or a budget beyond what is left.
+            Unavailable: the density is a bound or has no constant, or the known cells have probability 0.
+        """
+        generator = self._generator(self.seed if seed is None else seed)
+        known, columns = self._on_device(one_row(self.domain, row)), [self.domain.index(name) for name in as_columns(target)]
+        return acquire(self.model, known, columns, budget, draws=draws, generator=generator)
+
+    def entropy(self, n: int = 10_000, *, seed: int | None = None) -> Answer:
+        """-E[log p(x)] in nats: in closed form where the family has one, else over n draws, with its standard error."""
+        return entropy(self.model, draws=n, generator=self._generator(self.seed if seed is None else seed))
+
     def mean(self) -> Answer:
         """E[x] of every variable (of codes, where a variable has levels), exactly.
 
@@ -250,7 +296,8 @@ class PofX:
             how, kind = f"log p = {float(self._log_prob(x)):.4f} nats there", self.model.answers("mode", facts.seen)
         else:
             found = mode(self.model, facts, generator=self._generator(self.seed))
-            x, kind, how = found.x, found.kind, f"log p = {found.log_p:.4f} nats there; {found.how}"
+            x, kind = found.x, found.kind
+            how = found.how if found.error else f"log p = {found.log_p:.4f} nats there; {found.how}"
         return Answer(decode(x[None].cpu(), self.domain, self.container), kind, None, how)
 
     def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401
@@ -297,7 +344,7 @@ class PofX:
 
         Args:
             evidence: column -> what is known of it.
-            method: exact, rejection, sir, hmc, gibbs or abc; None: the first that is good (see `pofx.ask.generic.conditional`).
+            method: exact, rejection, sir, hmc, gibbs, smc or abc; None: the first that is good (see `pofx.ask.generic.conditional`).
             draws: how many, where the answer is draws.
             seed: of those draws.
             **named: the same as evidence.
@@ -306,12 +353,11 @@ class PofX:
             Unavailable: no method can, or the evidence has probability 0.
         """
         facts = event(self.domain, {**(evidence or {}), **named})
-        seen = facts.as_point()
-        if method is None and seen is not None:
+        if method is None:
             try:
-                return self._derived(self.model.conditional(self._on_device(seen)))
+                return self._derived(closed(self.model, facts))
             except Unavailable as refused:
-                if self.model.context is not None or self.model.answers("conditional", facts.seen) is not Kind.NONE:
+                if self.model.context is not None or self._answers(facts):
                     raise refused
         generator = self._generator(self.seed if seed is None else seed)
         return self._derived(given(self.model, facts, conditional(self.model, facts, method=method, draws=draws, generator=generator)))
@@ -356,6 +402,20 @@ class PofX:
     def _derived(self, model: Model) -> "PofX":
         how = "; ".join(filter(None, (self.approximation, getattr(model, "approximation", ""))))
         return PofX(model, self.container, seed=self.seed, approximation=how)
+
+    def _answers(self, facts: Event) -> bool:
+        """Whether the family has a conditional of its own for such evidence."""
+        open_ = not facts.open or self.model.answers("restrict", sorted(facts.open)) is not Kind.NONE
+        return open_ and (not facts.seen or self.model.answers("conditional", facts.seen) is not Kind.NONE)
+
+    def _expected_product(self, f: Mapping[str, Callable[[Any], float]], n: int, generator: torch.Generator) -> Answer:
+        def of_codes(name: str, each: Callable[[Any], float]) -> Callable[[Tensor], Tensor]:
+            levels = self.domain[name].levels
+            words = (lambda v: levels[int(v)]) if levels else float
+            return lambda x: torch.tensor([float(each(words(v))) for v in x.tolist()], dtype=torch.float64)
+
+        columns = {self.domain.index(name): of_codes(name, each) for name, each in f.items()}
+        return expected_product(self.model, columns, draws=n, generator=generator)
 
     def _learned(self, what: str) -> Origin:
         if self.origin is None:

@@ -3,7 +3,7 @@
 from pofx.models.base import Model
 from pofx.types import Kind
 
-OPTIONAL = ("marginal", "conditional", "mean", "mode", "impute", "complete", "encode", "decode")
+OPTIONAL = ("marginal", "conditional", "mean", "mode", "impute", "complete", "restrict", "entropy", "encode", "decode")
 QUESTIONS = ("log_prob", "missing cells", "sample", *OPTIONAL)
 
 

@@ -13,7 +13,7 @@ from pofx.types import Context, Generator, Kind, Nats, Point, X
 
 
 class Sampled(Model):
-    """p(x | event) of another model, as draws; log p(x | point) = log p(x, point) - log p(point) where both terms are known.
+    """p(x | event) of another model, as draws; log p(x | event) = log p(x, values) - log P(event) in it, where both terms are known.
 
     More rows than there are draws repeat them.
 
@@ -29,7 +29,7 @@ class Sampled(Model):
     def __init__(self, base: Model | None, event: Event, draws: Draws, keep: Sequence[int]) -> None:
         super().__init__(event.domain.select(keep))
         self.base, self.event, self.draws, self.keep = base, event, draws, tuple(keep)
-        scored = base is not None and event.as_point() is not None and draws.log_evidence is not None and len(keep) == len(self._free)
+        scored = base is not None and draws.log_evidence is not None and len(keep) == len(self._free)
         self.density = base.density.worst(Kind.ESTIMATE) if scored and base is not None else Kind.NONE
         self.sampling = draws.kind
         self.register_buffer("rows", draws.rows[:, list(keep)], persistent=False)
@@ -62,7 +62,9 @@ class Sampled(Model):
         whole[:, list(self.keep)] = x
         value, error = self.base.log_prob_and_error(whole, generator=generator)
         evidence, its_error = self.draws.log_evidence or 0.0, self.draws.log_evidence_error or 0.0
-        return value - evidence, (error.square() + its_error**2).sqrt()
+        inside = self.event.holds(whole)
+        error = (error.square() + its_error**2).sqrt()
+        return torch.where(inside, value - evidence, -torch.inf), torch.where(inside, error, 0.0)
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         order = [torch.randperm(len(self.rows), generator=generator, device=self.rows.device) for _ in range(-(-n // len(self.rows)))]

@@ -4,7 +4,10 @@ from pofx.ask.questions import QUESTIONS, kinds
 from pofx.domain import Domain
 from pofx.models.composed import blank
 from pofx.models.registry import families, family
+from pofx.testing.table import table as proofs
 from pofx.types import Kind
+
+__all__ = ["options", "proofs", "table"]
 
 
 def table(*, markdown: bool = False) -> str:

@@ -223,17 +223,36 @@ def ask(
 
 
 @app.command()
+def acquire(
+    model: ModelFile,
+    rows: Annotated[str, typer.Argument(help="a file with the rows as far as they are known: empty cells, or columns left out")],
+    target: Annotated[str, typer.Option(help="columns to learn about, separated by commas")],
+    budget: Annotated[int, typer.Option(help="how many columns to measure: above 1, a set")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the table (CSV, Parquet)")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What to measure next: how many nats each unknown column of each row is expected to tell about the target."""
+    from pofx.ask import open as opened
+    from pofx.cli.acquire import of_rows, table, told
+    from pofx.cli.rows import check_ending
+
+    check_ending(out, (".csv", ".csv.gz", ".tsv", ".parquet"))
+    answers = of_rows(opened(model), rows, _names(target) or [], budget, seed)
+    typer.echo(told(answers))
+    if out is not None:
+        _write(table(answers), out)
+
+
+@app.command()
 def outliers(
     data: Data,
-    family: MaybeFamily = None,
+    family: Annotated[str | None, typer.Option("--family", "-f", help="learns from the data, one of: pofx families  [gaussian]")] = None,
     model: LearnedModel = None,
     reference: Annotated[str | None, typer.Option(help="file of ordinary rows that were not learned from; else draws of p")] = None,
     n: Annotated[int, typer.Option("--n", "--number", "-n", min=0, help="rows to show, the most surprising first")] = 10,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the numbers of every row (CSV, Parquet)")] = None,
     folds: Annotated[int, typer.Option(help="parts of the data, each judged by what is learned from the others")] = 5,
-    trim: Annotated[
-        float, typer.Option(help="share of the rows, the most surprising, that learning leaves out: ranks better if many are")
-    ] = 0.0,
+    trim: Annotated[float, typer.Option(help="share of the rows, the most surprising, that learning leaves out")] = 0.25,
     cells: Annotated[bool, typer.Option(help="also judge each cell: D + 1 times the work")] = True,
     setting: Settings = None,
     kind: Kinds = None,
@@ -241,7 +260,9 @@ def outliers(
     budget: Budget = None,
 ) -> None:
     """The most surprising rows, and the cell most to blame in each."""
-    from pofx.cli.outliers import scores, told, under, within
+    from pofx.ask.outlying import FAMILY as PLAIN
+    from pofx.ask.outlying import outliers as within
+    from pofx.cli.outliers import scores, told, under
     from pofx.cli.rows import check_ending
 
     check_ending(out, (".csv", ".csv.gz", ".tsv", ".parquet"))
@@ -249,9 +270,18 @@ def outliers(
     if model:
         result = under(model, data, reference, cells=cells, seed=seed)
     else:
-        named = family or FAMILY
-        options = _settings(setting), _kinds(kind), reference
-        result = within(data, named, *options, folds=folds, trim=trim, cells=cells, seed=seed, budget=budget)
+        result = within(
+            data,
+            family or PLAIN,
+            trim=trim,
+            folds=folds,
+            reference=reference,
+            schema=_kinds(kind),
+            cells=cells,
+            seed=seed,
+            budget=budget,
+            **_settings(setting),
+        )
     typer.echo(told(result, n))
     if out is not None:
         _write(scores(result), out)
@@ -272,11 +302,12 @@ def families(
     name: Annotated[str | None, typer.Argument(help="a family: its options")] = None,
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="as the README has it")] = False,
+    proof: Annotated[bool, typer.Option("--proof", help="what each answer is held against in the tests, in Markdown")] = False,
 ) -> None:
     """The table family × question with the kind of each answer; or one family's options."""
-    from pofx.cli.families import options, table
+    from pofx.cli.families import options, proofs, table
 
-    typer.echo(options(name) if name else table(markdown=markdown))
+    typer.echo(options(name) if name else proofs() if proof else table(markdown=markdown))
 
 
 @app.command()

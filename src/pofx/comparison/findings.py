@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pofx.comparison.ranking import Win, best_by_likelihood, by_likelihood, error_of, wins
+from pofx.comparison.ranking import Win, best_by_answers, best_by_likelihood, by_answers, by_likelihood, error_of, wins
 from pofx.comparison.result import Result
 from pofx.comparison.task import Task
 from pofx.domain import did_you_mean
@@ -75,6 +75,16 @@ class Findings:
         return best_by_likelihood(self.results)
 
     @property
+    def answering(self) -> list[Result]:
+        """Those that were asked about hidden cells, the best score first."""
+        return by_answers(self.results)
+
+    @property
+    def best_answerer(self) -> Result | None:
+        """The family that gives hidden cells the largest probability."""
+        return best_by_answers(self.results)
+
+    @property
     def wins(self) -> list[Win]:
         """Which family wins on what."""
         return wins(self.results)
@@ -109,6 +119,8 @@ def _data(task: Task) -> dict[str, Any]:
         "variables": len(task.domain),
         "shape": list(task.domain.shape),
         "missing_share": task.missing,
+        "hidden_cells": int(task.hidden.mask.sum()),
+        "hidden_rows": len(task.hidden),
         "source": task.source or None,
         "licence": task.licence or None,
         "true_test_nats": None if truth is None else -float(truth),

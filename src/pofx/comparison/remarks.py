@@ -5,15 +5,19 @@ from collections.abc import Callable
 
 import torch
 
+from pofx.comparison.answering import LEAST
 from pofx.comparison.findings import Findings
-from pofx.comparison.ranking import CLEAR, behind, error_of
+from pofx.comparison.ranking import CLEAR, behind, behind_in_answers, error_of
 from pofx.comparison.result import Result
 from pofx.comparison.words import count, duration, listed
 from pofx.domain import LEVELLED, Variable, VariableKind
 from pofx.measure import paired_difference
+from pofx.measure.hidden_cells import INTERVAL
 from pofx.types import Answer, Kind
 
 SURE = 0.01  # a p-value below it is a difference
+OFF = 3.0  # standard errors of a coverage that chance does not make, thirteen families over
+WORTH_A_WORD = 0.03  # of a coverage
 UNHEARD_OF = 4.9  # standard errors: a chance below 1e-6
 NEAR = 0.8  # of the distance of held-out rows: nearer samples repeat training rows
 
@@ -169,10 +173,45 @@ def spent(comparison: Findings) -> str:
     return f"Still learning when the budget of {comparison.setting.budget:g} s was spent: {listed(cut)}." if cut else ""
 
 
+def other_order(comparison: Findings) -> str:
+    """Whether the family that explains whole rows best is also the one to ask about parts of them."""
+    likeliest, answerer = comparison.best, comparison.best_answerer
+    gap = None if likeliest is None or answerer is None else behind_in_answers(likeliest, answerer)
+    if likeliest is None or answerer is None or gap is None or not float(gap) > CLEAR * error_of(gap):
+        return ""
+    return (
+        f"The best likelihood of whole rows is not the best of their parts: given the other cells of a row, {answerer.family} gives hidden "
+        f"ones {float(gap):.3f} ± {error_of(gap):.3f} nats a cell more than {likeliest.family}. To fill in or to condition, choose by that."
+    )
+
+
+def sure_of_themselves(comparison: Findings) -> str:
+    """Whose intervals hold fewer, or more, hidden numbers than they say."""
+    found = [(r.family, r.answering.calibration) for r in comparison.answering if r.answering.calibration is not None]
+    off = [(family, float(c.coverage()), c.off) for family, c in found if abs(float(c.coverage()) - INTERVAL) > WORTH_A_WORD]
+    narrow, wide = ([f"{family} ({100 * share:.0f} %)" for family, share, z in off if sign * z > OFF] for sign in (-1, 1))
+    parts = [f"too sure of themselves: {listed(narrow)}"] if narrow else []
+    parts += [f"less sure than they could be: {listed(wide)}"] if wide else []
+    held = f"{100 * INTERVAL:g} %"
+    return f"Central {held} intervals of hidden numbers should hold {held} of them; {'; '.join(parts)}." if parts else ""
+
+
+def asked_less(comparison: Findings) -> str:
+    """Which families were asked about less than half of the rows, for want of time."""
+    every = len(comparison.task.hidden)
+    short = {r.family: {k: q.rows for k, q in r.answering.questions.items() if 2 * q.rows < every} for r in comparison.answering}
+    says = listed([f"{family} ({', '.join(f'{k} {n}' for k, n in rows.items())})" for family, rows in short.items() if rows])
+    few = f"; fewer than {LEAST} make no number"
+    return f"Of the {every} rows with hidden cells, those that answer slowly had time for less than half: {says}{few}." if says else ""
+
+
 REMARKS: tuple[Callable[[Findings], str], ...] = (
     kinds,
     closed_forms,
     discrete,
+    other_order,
+    sure_of_themselves,
+    asked_less,
     truth,
     indistinguishable,
     memorised,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pofx.measure import Memorising, TwoSamples
+from pofx.measure import Calibration, Memorising, PerCell, TwoSamples
 from pofx.types import Answer, Kind
 
 Floats = NDArray[np.float64]
@@ -90,6 +90,98 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """How probable the hidden cells of rows are, given the others.
+
+    Args:
+        rows: how many were asked: the first of the task's, fewer than all where time was short.
+        nats: -log p a hidden cell, labelled; None of too few rows.
+        seconds_per_1000: to score 1000 rows, with and without the cells.
+    """
+
+    rows: int
+    nats: PerCell | None
+    seconds_per_1000: float
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How far from the truth hidden cells are filled in.
+
+    Args:
+        rows: how many were asked.
+        numbers: squared errors in standard deviations; None of too few rows, or where no number was hidden.
+        levels: which were filled in wrongly; likewise.
+        seconds_per_1000: to fill 1000 rows.
+    """
+
+    rows: int
+    numbers: PerCell | None
+    levels: PerCell | None
+    seconds_per_1000: float
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How draws of the hidden cells lie about the truth.
+
+    Args:
+        rows: how many were asked.
+        calibration: of the draws; None of too few rows, or where no number was hidden.
+        seconds_per_1000: for one draw of 1000 rows.
+    """
+
+    rows: int
+    calibration: Calibration | None
+    seconds_per_1000: float
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What a family says of hidden cells. A question that it refuses is None."""
+
+    scored: Scored | None = None
+    filled: Filled | None = None
+    completed: Completed | None = None
+
+    @property
+    def score(self) -> Answer | None:
+        """-log p of the hidden cells given the others, in nats a cell."""
+        return None if self.scored is None or self.scored.nats is None else self.scored.nats.answer
+
+    @property
+    def kind(self) -> Kind:
+        """What the score is."""
+        return Kind.NONE if self.score is None else self.score.kind
+
+    @property
+    def nats(self) -> float:
+        """The score; NaN where there is none."""
+        return math.nan if self.score is None else float(self.score)
+
+    @property
+    def numbers(self) -> Answer | None:
+        """How far off the hidden numbers are filled in, in standard deviations."""
+        return None if self.filled is None or self.filled.numbers is None else self.filled.numbers.root
+
+    @property
+    def levels(self) -> Answer | None:
+        """Which share of the hidden levels is filled in wrongly."""
+        return None if self.filled is None or self.filled.levels is None else self.filled.levels.answer
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the draws of hidden numbers."""
+        return None if self.completed is None else self.completed.calibration
+
+    @property
+    def questions(self) -> dict[str, Scored | Filled | Completed]:
+        """Those that it answers, each with how many rows it was asked and what they cost."""
+        parts = {"scored": self.scored, "filled": self.filled, "drawn": self.completed}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True)
 class Result:
     """One family on the task. A part that the family can not give is None.
 
@@ -105,6 +197,7 @@ class Result:
         likelihood: of the test rows.
         sampling: its samples.
         code: its representation.
+        answering: what it says of hidden cells of the test rows.
         surface: log p over a grid, for two real variables (see `compare.surface`).
     """
 
@@ -119,6 +212,7 @@ class Result:
     likelihood: Likelihood | None = None
     sampling: Sampling | None = None
     code: Code | None = None
+    answering: Answering = Answering()
     surface: Floats | None = None
 
     @property
@@ -134,7 +228,13 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """A row of results.json: flat, numbers or null."""
         head = {"family": self.family, "status": "failed" if self.failed else "ok", "reason": self.reason or None, "kind": str(self.kind)}
-        parts = _likelihood(self.likelihood) | _learning(self.learning) | _sampling(self.sampling) | _code(self.code)
+        parts = (
+            _likelihood(self.likelihood)
+            | _learning(self.learning)
+            | _sampling(self.sampling)
+            | _code(self.code)
+            | _answering(self.answering)
+        )
         tail = {"takes": self.takes or None, "config": self.config, "traceback": self.trace or None}
         return head | {name: _plain(value) for name, value in parts.items()} | tail
 
@@ -179,6 +279,22 @@ def _code(part: Code | None) -> dict[str, Any]:
         "code_accuracy": accuracy,
         "code_accuracy_se": None if accuracy is None else accuracy.error,
     }
+
+
+def _answering(part: Answering) -> dict[str, Any]:
+    sure = part.calibration
+    answers = {
+        "hidden_nats": part.score,
+        "hidden_numbers_error": part.numbers,
+        "hidden_levels_wrong": part.levels,
+        "hidden_coverage_90": None if sure is None else sure.coverage(),
+        "hidden_width_90": None if sure is None else sure.sharpness,
+    }
+    errors = {f"{name}_se": None if answer is None else answer.error for name, answer in answers.items()}
+    asked = {question: part.questions.get(question) for question in ("scored", "filled", "drawn")}
+    rows = {f"hidden_rows_{question}": None if found is None else found.rows for question, found in asked.items()}
+    costs = {f"hidden_{question}_seconds_per_1000": None if found is None else found.seconds_per_1000 for question, found in asked.items()}
+    return {"hidden_kind": str(part.kind)} | answers | errors | rows | costs
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

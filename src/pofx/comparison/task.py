@@ -11,7 +11,7 @@ from torch import Tensor
 from pofx.data import Container, DataSet, check_training, container_of, decode, encode, infer_domain, load, names_a_set, read, split
 from pofx.domain import Domain
 from pofx.errors import DataError
-from pofx.measure import held_out
+from pofx.measure import HiddenCells, held_out, hide
 from pofx.types import Answer
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
@@ -30,6 +30,7 @@ class Task:
         train: rows (N, D) to learn from, NaN = missing.
         holdout: rows that learning is watched on.
         test: rows that no family sees before it is measured.
+        hidden: cells of the test rows that every family is asked about.
         kind: "table", "image" or "toy".
         source: where the data are from.
         licence: of the data.
@@ -43,6 +44,7 @@ class Task:
     train: Tensor
     holdout: Tensor
     test: Tensor
+    hidden: HiddenCells
     kind: str = "table"
     source: str = ""
     licence: str = ""
@@ -77,7 +79,7 @@ def task_of(data: Any, *, test: Any = None, schema: Schema = None, seed: int = 0
         data: the name of a built-in set, a path, a frame, an array.
         test: rows to test on; a fifth of the data when none are given.
         schema: the domain, or corrections of the inferred one, column -> kind.
-        seed: of the split.
+        seed: of the split and of the hidden cells.
 
     Raises:
         DataError: the data can not be learned from, or there are under 10 rows to test on.
@@ -85,7 +87,7 @@ def task_of(data: Any, *, test: Any = None, schema: Schema = None, seed: int = 0
     if isinstance(data, str) and names_a_set(data):
         data = load(data)
     if isinstance(data, DataSet):
-        return _of_set(data, schema)
+        return _of_set(data, schema, seed)
     rows = read(data)
     domain = schema if isinstance(schema, Domain) else infer_domain(rows, schema)
     name = str(data) if isinstance(data, str | PathLike) else "rows"
@@ -93,13 +95,15 @@ def task_of(data: Any, *, test: Any = None, schema: Schema = None, seed: int = 0
     x = encode(rows, domain)
     learn, tested = split(x, TEST_SHARE, generator) if test is None else (x, encode(read(test), domain))
     train, holdout = split(learn, HOLDOUT_SHARE, generator)
-    return _checked(Task(name, domain, container_of(rows), train, holdout, tested, "table" if domain.is_table else "image"))
+    hidden = hide(tested, generator=generator)
+    return _checked(Task(name, domain, container_of(rows), train, holdout, tested, hidden, "table" if domain.is_table else "image"))
 
 
-def _of_set(data: DataSet, schema: Schema) -> Task:
+def _of_set(data: DataSet, schema: Schema, seed: int) -> Task:
     domain = schema if isinstance(schema, Domain) else data.domain.replace(**dict(schema or {}))
     train, holdout, test = (encode(part, domain) for part in (data.train, data.holdout, data.test))
-    task = Task(data.name, domain, container_of(data.train), train, holdout, test, data.kind, data.source, data.licence)
+    hidden = hide(test, generator=torch.Generator().manual_seed(seed))
+    task = Task(data.name, domain, container_of(data.train), train, holdout, test, hidden, data.kind, data.source, data.licence)
     true_nats = None if data.log_prob is None else torch.as_tensor(data.log_prob(data.test))
     return _checked(replace(task, labels=_labels(data), true_nats=true_nats))
 

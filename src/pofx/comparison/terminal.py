@@ -9,14 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pofx.comparison.findings import Findings
-from pofx.comparison.ranking import behind, error_of
+from pofx.comparison.ranking import behind, behind_in_answers, error_of, shown
 from pofx.comparison.remarks import remarks
-from pofx.comparison.result import Result
-from pofx.comparison.words import at_most, count, duration
+from pofx.comparison.result import Answering, Result
+from pofx.comparison.words import NOTHING, at_most, count, duration
 from pofx.types import Answer
 
 WIDTH = 150
-NOTHING = "–"
 
 
 def text(comparison: Findings) -> str:
@@ -29,9 +28,10 @@ def text(comparison: Findings) -> str:
 
 def rendered(comparison: Findings) -> RenderableType:
     """The same for a rich console."""
-    parts: list[RenderableType] = [Text(headline(comparison)), table(comparison)]
+    parts: list[RenderableType] = [Text(headline(comparison)), table(*cells(comparison))]
     parts += [Text(f"{r.family} failed: {r.reason}") for r in comparison.ranked if r.failed]
     parts += [Text(f"{r.family}: {r.reason}") for r in comparison.ranked if r.reason and not r.failed]
+    parts += [Text(f"\n{asked(comparison)}"), table(*answers(comparison))] if comparison.answering else []
     parts += [Text(""), winners(comparison), Text("")]
     parts += [Text(f"* {remark}") for remark in remarks(comparison)]
     return Group(*parts, Text(f"\nAgain: {comparison.setting.command}"))
@@ -45,9 +45,16 @@ def headline(comparison: Findings) -> str:
     return f"{task.name}: {len(task.domain)} variables; {rows} rows{holes}"
 
 
-def table(comparison: Findings) -> Table:
-    """One row a family, the best likelihood first."""
-    names, lines = cells(comparison)
+def asked(comparison: Findings) -> str:
+    """What was asked about hidden cells."""
+    hidden = comparison.task.hidden
+    rows, distinct = len(hidden), len(hidden.row.unique())
+    several = "" if rows < 1.5 * distinct else f", each about {rows / distinct:.0f} times with other cells hidden"
+    return f"Answers about {int(hidden.mask.sum()):,} hidden cells of {distinct:,} test rows{several}"
+
+
+def table(names: list[str], lines: list[list[str]]) -> Table:
+    """Cells as a grid, words to the left and numbers to the right."""
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
     for name in names:
         grid.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
@@ -59,11 +66,22 @@ def table(comparison: Findings) -> Table:
 def cells(comparison: Findings) -> tuple[list[str], list[list[str]]]:
     """The table as text: names of columns, without those that no family fills, and a row for the truth and each family."""
     lines = [row(result, comparison.best) for result in comparison.ranked]
-    filled = [k for k in range(len(COLUMNS)) if k < ALWAYS or any(line[k] != NOTHING for line in lines)]
+    filled = _filled(lines)
     truth = comparison.task.truth
     if truth is not None:
         lines.insert(0, ["the truth", "exact", plus_minus(truth, sign=-1), *[""] * (len(COLUMNS) - 3)])
     return [COLUMNS[k] for k in filled], [[line[k] for k in filled] for line in lines]
+
+
+def answers(comparison: Findings) -> tuple[list[str], list[list[str]]]:
+    """The table of hidden cells as text: names of columns, without those that no family fills, and a row for each family that was asked."""
+    lines = [_answer(result, comparison.best_answerer) for result in comparison.answering]
+    filled = _filled(lines)
+    return [ANSWERS[k] for k in filled], [[line[k] for k in filled] for line in lines]
+
+
+def _filled(lines: list[list[str]]) -> list[int]:
+    return [k for k in range(len(lines[0]) if lines else 0) if k < ALWAYS or any(line[k] != NOTHING for line in lines)]
 
 
 COLUMNS = (
@@ -80,7 +98,20 @@ COLUMNS = (
     "C2ST\n→ 0.5",
     "labels ↑\nby code",
 )
-LEFT = COLUMNS[:2]
+ANSWERS = (
+    "family",
+    "score",
+    "−log p ↓\nnats a cell",
+    "behind\nthe best",
+    "numbers ↓\noff, in sd",
+    "levels ↓\nwrong, %",
+    "90 % intervals\nhold % → 90",
+    "width ↓\nin sd",
+    "1,000\nscored",
+    "1,000\nfilled",
+    "1,000\ndrawn",
+)
+LEFT = (*COLUMNS[:2], *ANSWERS[:2])
 ALWAYS = 3  # columns that stay when no family fills them
 
 
@@ -136,6 +167,24 @@ def p_value(p: float) -> str:
 def _code(result: Result) -> str:
     accuracy = None if result.code is None else result.code.accuracy
     return NOTHING if accuracy is None else f"{100 * float(accuracy):.1f} %"
+
+
+def _answer(result: Result, best: Result | None) -> list[str]:
+    part = result.answering
+    gap = None if best is None or best is result else behind_in_answers(result, best)
+    score = f"{at_most(part.kind)}{shown(part.score)}"
+    filled = [shown(part.numbers), shown(part.levels, 1, 100)]
+    return [result.family, str(part.kind), score, shown(gap), *filled, *_sure(part), *_pace(part)]
+
+
+def _sure(part: Answering) -> list[str]:
+    found = part.calibration
+    return [NOTHING] * 2 if found is None else [shown(found.coverage(), 1, 100), shown(found.sharpness, 2)]
+
+
+def _pace(part: Answering) -> list[str]:
+    asked = (part.scored, part.filled, part.completed)
+    return [NOTHING if question is None else duration(question.seconds_per_1000) for question in asked]
 
 
 def winners(comparison: Findings) -> Table:

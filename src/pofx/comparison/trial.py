@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pofx.comparison.answering import answering
 from pofx.comparison.memory import PeakMemory
 from pofx.comparison.result import Code, Floats, Learning, Likelihood, Result, Sampling
 from pofx.comparison.surface import grid, is_plane
@@ -86,6 +87,7 @@ def _measured(row: Result, task: Task, plan: Plan, fit: Fit) -> Result:
         likelihood=likelihood,
         sampling=_sampling(p, task, plan.seed),
         code=_code(p, task),
+        answering=answering(p.model, task, plan.seed),
         surface=_surface(p, task, likelihood),
     )
 

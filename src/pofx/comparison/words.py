@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from pofx.types import Kind
 
+NOTHING = "–"  # where there is no number
+
 
 def at_most(kind: Kind) -> str:
     """The sign before a -log p of that kind: a lower bound on log p is an upper bound on -log p."""

@@ -1,6 +1,6 @@
 """A row of variables: the product of one law for each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pofx.distributions.base import Law, Weights
+from pofx.distributions.restricted import restricted
+from pofx.events import Condition
 from pofx.types import Generator
 
 Rows = Float[Tensor, "*#batch D"]
@@ -95,9 +97,47 @@ class Columns:
     def select(self, keep: Sequence[int]) -> "tuple[Columns, Tensor]":
         """The product over some variables, in the order given, and where its parameters stand in this one's."""
         chosen = Columns([self.laws[d] for d in keep])
-        begins = {d: g.begin + i * g.law.width for g in self._groups for i, d in enumerate(g.at)}
+        begins = self._begins
         positions = [begins[keep[i]] + j for g in chosen._groups for i in g.at for j in range(g.law.width)]
         return chosen, torch.tensor(positions, dtype=torch.long)
+
+    def restricted(self, conditions: Mapping[int, Condition]) -> "tuple[Columns, Tensor]":
+        """The product with some laws restricted to conditions, and where its parameters stand in this one's."""
+        laws = [restricted(law, conditions[d]) if d in conditions else law for d, law in enumerate(self.laws)]
+        other, begins = Columns(laws), self._begins
+        positions = [begins[d] + j for g in other._groups for d in g.at for j in range(g.law.width)]
+        return other, torch.tensor(positions, dtype=torch.long)
+
+    def log_chance(self, parameters: RowParameters, conditions: Mapping[int, Condition]) -> Rows:
+        """log P(x_d meets its condition), 0 where there is none: (*batch, D)."""
+        out = parameters.new_zeros(*parameters.shape[:-1], len(self.laws))
+        for d, condition in conditions.items():
+            own = parameters[..., self._begins[d] : self._begins[d] + self.laws[d].width]
+            out[..., d] = self.laws[d].log_chance(own, condition)
+        return out
+
+    def log_expectation(self, parameters: Float[Tensor, "K P"], factors: Mapping[int, tuple[Tensor, Tensor]]) -> Float[Tensor, "R K D"]:
+        """log sum_v p_d(v) w_d(v) of functions w on listed values, 0 where there is none; factors as `Model.log_expectation` has them."""
+        rows = max(len(log_w) for _, log_w in factors.values())
+        out = parameters.new_zeros(rows, len(parameters), len(self.laws))
+        for d, (values, log_w) in factors.items():
+            own = parameters[:, self._begins[d] : self._begins[d] + self.laws[d].width]
+            log_p = self.laws[d].log_prob(own[:, None], values.to(own))  # (K, V)
+            out[..., d] = (log_p + log_w.to(own)[:, None]).logsumexp(-1)
+        return out
+
+    def entropy(self, parameters: RowParameters) -> Rows:
+        """-E[log p_d(x_d)], one number a variable.
+
+        Raises:
+            Unavailable: a law has no closed form.
+        """
+        return self._each(parameters, lambda law, own: law.entropy(own))
+
+    @property
+    def _begins(self) -> dict[int, int]:
+        """Where each variable's parameters begin."""
+        return {d: g.begin + i * g.law.width for g in self._groups for i, d in enumerate(g.at)}
 
     def _own(self, group: _Group, parameters: Tensor) -> Tensor:
         """The parameters of a group (*batch, its variables, width of its law): a view."""

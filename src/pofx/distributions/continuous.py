@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pofx.distributions.base import NARROWEST, Law, Parameters, Values, inverse_positive, positive, weighted_sums
+from pofx.distributions.base import NARROWEST, Law, Parameters, Values, inverse_positive, nearest, positive, weighted_sums
 from pofx.distributions.newton import NewtonFit
-from pofx.distributions.special import LOG_SQRT_2PI, normal_log_mass
+from pofx.distributions.special import LOG_SQRT_2PI, log_beta_tails, normal_log_between, normal_log_mass
+from pofx.events import Condition
 from pofx.types import Generator
 
 
@@ -18,6 +19,15 @@ class HiddenNormal(Law):
 
     floor: float
     width = 2
+
+    def hidden(self, x: Values) -> Values:
+        """y = f^-1(x), infinite at the ends of the support and beyond."""
+        return x
+
+    def log_between(self, parameters: Parameters, a: Values, b: Values) -> Values:
+        """That of the normal, to rounding error in both tails."""
+        m, s = self.loc_scale(parameters)
+        return normal_log_between((self.hidden(a) - m) / s, (self.hidden(b) - m) / s)
 
     def loc_scale(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
         """m and s."""
@@ -110,6 +120,15 @@ class StudentT(NewtonFit):
     def entropy(self, parameters: Parameters) -> Values:  # noqa: D102
         return self._torch(parameters).entropy()
 
+    def log_tails(self, parameters: Parameters, x: Values) -> tuple[Values, Values]:
+        """P(T > t) = I_u(nu/2, 1/2) / 2 for t > 0, u = nu / (nu + t^2)."""
+        m, raw, freedom = parameters.unbind(-1)
+        nu, t2 = positive(freedom, 1.0), ((x - m) / positive(raw, self.floor)).square()
+        u, v = 1 / (1 + t2 / nu), 1 / (1 + nu / t2)
+        tail = log_beta_tails(nu / 2, torch.full_like(nu, 0.5), u, v)[0] - math.log(2.0)
+        rest = torch.log1p(-tail.exp())
+        return torch.where(x < m, tail, rest), torch.where(x < m, rest, tail)
+
     def _torch(self, parameters: Tensor) -> torch.distributions.StudentT:
         m, scale, freedom = parameters.unbind(-1)
         return torch.distributions.StudentT(positive(freedom, 1.0), m, positive(scale, self.floor), validate_args=False)
@@ -137,6 +156,10 @@ class LogNormal(HiddenNormal):
     floor: float = 0.0
     stand_in = 1.0
     support = (0.0, math.inf)
+
+    def hidden(self, x: Values) -> Values:
+        """log x."""
+        return x.clamp_min(0.0).log()
 
     @property
     def _normal(self) -> Normal:
@@ -206,6 +229,21 @@ class LogitNormal(HiddenNormal):
         """(lower, upper)."""
         return self.lower, self.upper
 
+    def hidden(self, x: Values) -> Values:
+        """The logit of where x lies between the ends."""
+        return (x - self.lower).clamp_min(0.0).log() - (self.upper - x).clamp_min(0.0).log()
+
+    def mode_within(self, parameters: Parameters, condition: Condition) -> Values:
+        """The best of a fine grid and of the ends: such a law may have two peaks."""
+        a, b = self._ends(parameters, condition)
+        tried = nearest(self._from_logit(self._near_peaks(parameters)).double()[..., None], a, b)
+        return self._best(parameters, tried.flatten(-2), condition)
+
+    def _near_peaks(self, parameters: Tensor) -> Tensor:
+        """The stationary points y = m + s^2 (2 sigmoid(y) - 1) are within s^2 of m: a fine grid there, (*batch, 1025)."""
+        m, s = self.loc_scale(parameters)
+        return m[..., None] + s[..., None].square() * torch.linspace(-1, 1, 1025, dtype=m.dtype, device=m.device)
+
     @property
     def _normal(self) -> Normal:
         return Normal(self.floor)
@@ -233,11 +271,10 @@ class LogitNormal(HiddenNormal):
         return off.square() @ (-0.5 * z.square()).softmax(-1)
 
     def mode(self, parameters: Parameters) -> Values:
-        """The best of a fine grid: the stationary points y = m + s^2 (2 sigmoid(y) - 1) are within s^2 of m."""
+        """The best of a fine grid."""
         m, s = self.loc_scale(parameters)
-        t = torch.linspace(-1, 1, 1025, dtype=m.dtype, device=m.device)
-        y = m[..., None] + s[..., None].square() * t
-        log_p = -0.5 * (s[..., None] * t).square() + _log_slope(y)
+        y = self._near_peaks(parameters)
+        log_p = -0.5 * ((y - m[..., None]) / s[..., None]).square() + _log_slope(y)
         return self._from_logit(y.gather(-1, log_p.argmax(-1, keepdim=True))[..., 0])
 
     def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
@@ -318,6 +355,19 @@ class Beta(NewtonFit):
     def entropy(self, parameters: Parameters) -> Values:  # noqa: D102
         a, b = positive(parameters).unbind(-1)
         return torch.distributions.Beta(a, b, validate_args=False).entropy() + math.log(self._range)
+
+    def log_tails(self, parameters: Parameters, x: Values) -> tuple[Values, Values]:
+        """The regularised incomplete beta function."""
+        a, b = positive(parameters).unbind(-1)
+        u, v = (((x - self.lower) / self._range).clamp(0, 1), ((self.upper - x) / self._range).clamp(0, 1))
+        return log_beta_tails(a, b, u, v)
+
+    def mode_within(self, parameters: Parameters, condition: Condition) -> Values:
+        """The nearest to the mode, or the better end where the density rises to both."""
+        a, b = self._ends(parameters, condition)
+        far = self.mode(parameters).double()[..., None, None]
+        tried = torch.cat((far, torch.full_like(far, -math.inf), torch.full_like(far, math.inf)), dim=-2)
+        return self._best(parameters, nearest(tried, a, b).flatten(-2), condition)
 
     @property
     def _range(self) -> float:

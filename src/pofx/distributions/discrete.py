@@ -13,78 +13,23 @@ from pofx.distributions.base import (
     NARROWEST,
     Law,
     Parameters,
+    Pieces,
     Values,
     free_to_ask,
     inverse_positive,
+    nearest,
     positive,
     weighted_sums,
 )
 from pofx.distributions.continuous import centre_and_spread, weighted_moments
 from pofx.distributions.newton import NewtonFit
-from pofx.distributions.special import log1mexp, log_rising
-from pofx.errors import OptionError
+from pofx.distributions.special import log1mexp, log_beta_tails, log_gamma_tails, log_rising
+from pofx.errors import OptionError, Unavailable
+from pofx.events import Among, Between, Condition
 from pofx.types import Generator
 
 _ELEMENTS_AT_ONCE = 2**22  # of the largest temporary of a fit
-
-
-@dataclass(frozen=True)
-class Bernoulli(Law):
-    """P(x = 1) = sigmoid(a), P(x = 0) = sigmoid(-a).
-
-    Args:
-        pseudo: rows of each value that `fit` adds.
-        numbers: whether 0 and 1 are counts (a pixel; the centre is the mean) or codes of two levels (the mode).
-    """
-
-    pseudo: float = 0.5
-    numbers: bool = False
-    width = 1
-    first, levels = 0, 2
-    stand_in = 0.0
-    continuous = False
-    support = (0.0, 1.0)
-
-    def log_prob_inside(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
-        a = parameters.squeeze(-1)  # unlike an index, its gradient is a view
-        return (x * a).sub_(functional.softplus(a))
-
-    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
-        log_p = self.log_prob_inside(parameters, x)
-        off = torch.addcmul(x, x, x, value=-1).flatten()  # x - x^2: 0 at 0 and 1
-        if free_to_ask(off) and torch.dot(off, off).item() == 0:
-            return log_p
-        return torch.where((x == 0) | (x == 1), log_p, -torch.inf)
-
-    def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
-        return torch.bernoulli(parameters[..., 0].sigmoid(), generator=generator)
-
-    def mean(self, parameters: Parameters) -> Values:  # noqa: D102
-        return parameters[..., 0].sigmoid()
-
-    def variance(self, parameters: Parameters) -> Values:  # noqa: D102
-        p = parameters[..., 0].sigmoid()
-        return p * (1 - p)
-
-    def mode(self, parameters: Parameters) -> Values:  # noqa: D102
-        return (parameters[..., 0] > 0).to(parameters)
-
-    def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
-        return torch.where(x >= 1, 1.0, torch.where(x >= 0, (-parameters[..., 0]).sigmoid(), 0.0))
-
-    def entropy(self, parameters: Parameters) -> Values:
-        """Softplus(a) - a sigmoid(a)."""
-        a = parameters[..., 0]
-        return functional.softplus(a) - a * a.sigmoid()
-
-    def log_prior(self, parameters: Parameters) -> Values:  # noqa: D102
-        a = parameters[..., 0]
-        return -self.pseudo * (functional.softplus(a) + functional.softplus(-a))
-
-    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
-        ones, zeros = weighted_sums(seen * x, weights), weighted_sums(seen * (1 - x), weights)
-        least = torch.finfo(x.dtype).tiny
-        return ((ones + self.pseudo).clamp_min(least).log() - (zeros + self.pseudo).clamp_min(least).log())[..., None]
+_LAST = 1e15  # a count beyond which there is no other in the type of numbers
 
 
 class FiniteLaw(Law):
@@ -147,6 +92,25 @@ class FiniteLaw(Law):
         """-sum_l p_l log p_l."""
         return torch.special.entr(self.log_masses(parameters).exp()).sum(-1)
 
+    def log_chance(self, parameters: Parameters, condition: Condition) -> Values:  # noqa: D102
+        return torch.where(self._met(parameters, condition), self.log_masses(parameters), -math.inf).logsumexp(-1)
+
+    def sample_within(self, parameters: Parameters, condition: Condition, *, generator: Generator = None) -> Values:  # noqa: D102
+        return RestrictedFinite(self, condition).sample(parameters, generator=generator)
+
+    def mean_within(self, parameters: Parameters, condition: Condition) -> Values:  # noqa: D102
+        return RestrictedFinite(self, condition).mean(parameters)
+
+    def variance_within(self, parameters: Parameters, condition: Condition) -> Values:  # noqa: D102
+        return RestrictedFinite(self, condition).variance(parameters)
+
+    def mode_within(self, parameters: Parameters, condition: Condition) -> Values:  # noqa: D102
+        return RestrictedFinite(self, condition).mode(parameters)
+
+    def _met(self, parameters: Tensor, condition: Condition) -> Tensor:
+        """Which values meet the condition, (levels,)."""
+        return condition.contains(self.values(parameters))
+
     def counts(self, x: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
         """The weight of every value in every column: (D, K, levels)."""
         columns, k = x.shape[1], weights.shape[-1]
@@ -157,6 +121,108 @@ class FiniteLaw(Law):
             each = own[..., None] * (w[:, None] if w.ndim == 2 else w)
             total.index_add_(0, at.flatten(), each.flatten(0, 1))
         return total.unflatten(0, (columns, self.levels)).mT
+
+
+@dataclass(frozen=True)
+class RestrictedFinite(FiniteLaw):
+    """P(x | x in S) = P(x) / P(S) on S, with the law's own parameters; the law itself where P(S) is 0.
+
+    Args:
+        law: before the restriction.
+        condition: S.
+    """
+
+    law: FiniteLaw
+    condition: Condition
+
+    @property
+    def first(self) -> int:  # type: ignore[override]
+        """That of the law."""
+        return self.law.first
+
+    @property
+    def levels(self) -> int:  # type: ignore[override]
+        """That of the law."""
+        return self.law.levels
+
+    @property
+    def width(self) -> int:
+        """That of the law."""
+        return self.law.width
+
+    @property
+    def numbers(self) -> bool:  # type: ignore[override]
+        """That of the law."""
+        return self.law.numbers
+
+    def log_masses(self, parameters: Parameters) -> Tensor:  # noqa: D102
+        log_p, met = self.law.log_masses(parameters), self._met(parameters, self.condition)
+        kept = torch.where(met, log_p, -math.inf)
+        possible = (kept > -math.inf).any(-1, keepdim=True)
+        return torch.where(possible, torch.where(possible, kept, log_p).log_softmax(-1), log_p)
+
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        raise Unavailable("fit", "a restricted law", "it comes from a question", instead="fit the law before the restriction")
+
+
+@dataclass(frozen=True)
+class Bernoulli(FiniteLaw):
+    """P(x = 1) = sigmoid(a), P(x = 0) = sigmoid(-a).
+
+    Args:
+        pseudo: rows of each value that `fit` adds.
+        numbers: whether 0 and 1 are counts (a pixel; the centre is the mean) or codes of two levels (the mode).
+    """
+
+    pseudo: float = 0.5
+    numbers: bool = False
+    width = 1
+    first, levels = 0, 2
+
+    def log_prob_inside(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
+        a = parameters.squeeze(-1)  # unlike an index, its gradient is a view
+        return (x * a).sub_(functional.softplus(a))
+
+    def _log_prob(self, parameters: Parameters, x: Values) -> Values:
+        log_p = self.log_prob_inside(parameters, x)
+        off = torch.addcmul(x, x, x, value=-1).flatten()  # x - x^2: 0 at 0 and 1
+        if free_to_ask(off) and torch.dot(off, off).item() == 0:
+            return log_p
+        return torch.where((x == 0) | (x == 1), log_p, -torch.inf)
+
+    def log_masses(self, parameters: Parameters) -> Tensor:  # noqa: D102
+        a = parameters[..., 0]
+        return functional.logsigmoid(torch.stack((-a, a), dim=-1))
+
+    def sample(self, parameters: Parameters, *, generator: Generator = None) -> Values:  # noqa: D102
+        return torch.bernoulli(parameters[..., 0].sigmoid(), generator=generator)
+
+    def mean(self, parameters: Parameters) -> Values:  # noqa: D102
+        return parameters[..., 0].sigmoid()
+
+    def variance(self, parameters: Parameters) -> Values:  # noqa: D102
+        p = parameters[..., 0].sigmoid()
+        return p * (1 - p)
+
+    def mode(self, parameters: Parameters) -> Values:  # noqa: D102
+        return (parameters[..., 0] > 0).to(parameters)
+
+    def cdf(self, parameters: Parameters, x: Values) -> Values:  # noqa: D102
+        return torch.where(x >= 1, 1.0, torch.where(x >= 0, (-parameters[..., 0]).sigmoid(), 0.0))
+
+    def entropy(self, parameters: Parameters) -> Values:
+        """Softplus(a) - a sigmoid(a)."""
+        a = parameters[..., 0]
+        return functional.softplus(a) - a * a.sigmoid()
+
+    def log_prior(self, parameters: Parameters) -> Values:  # noqa: D102
+        a = parameters[..., 0]
+        return -self.pseudo * (functional.softplus(a) + functional.softplus(-a))
+
+    def _fit(self, x: Tensor, seen: Tensor, weights: Tensor, start: Tensor | None) -> Tensor:
+        ones, zeros = weighted_sums(seen * x, weights), weighted_sums(seen * (1 - x), weights)
+        least = torch.finfo(x.dtype).tiny
+        return ((ones + self.pseudo).clamp_min(least).log() - (zeros + self.pseudo).clamp_min(least).log())[..., None]
 
 
 @dataclass(frozen=True)
@@ -322,8 +388,59 @@ class DiscretisedLogistic(NewtonFit, FiniteLaw):
         return least, greatest
 
 
+class EndlessCount(Law):
+    """A law of the counts lower, lower + 1, ... without end."""
+
+    lower: int
+    continuous = False
+
+    def pieces(self, condition: Condition) -> Pieces:
+        """Each run of integers as (first - 1/2, last + 1/2]."""
+        if not isinstance(condition, Between):
+            values = condition.values if isinstance(condition, Among) else (condition.value,)
+            return tuple((v - 0.5, v + 0.5) for v in values if v >= self.lower and v == round(v))
+        a, b = condition.lower, condition.upper
+        first = a if math.isinf(a) else math.floor(a) + 1 if not condition.closed[0] else math.ceil(a)
+        last = b if math.isinf(b) else math.ceil(b) - 1 if not condition.closed[1] else math.floor(b)
+        first = max(first, self.lower)
+        return ((first - 0.5, last + 0.5),) if first <= last else ()
+
+    def log_tails(self, parameters: Parameters, x: Values) -> tuple[Values, Values]:
+        """At the integer below x."""
+        k = (x - self.lower).floor()
+        below, above = self._log_tails(parameters, k.clamp_min(0.0))
+        end = k.isposinf()
+        below, above = torch.where(end, 0.0, below), torch.where(end, -math.inf, above)
+        return torch.where(k < 0, -math.inf, below), torch.where(k < 0, 0.0, above)
+
+    def mode_within(self, parameters: Parameters, condition: Condition) -> Values:  # noqa: D102
+        a, b = self._ends(parameters, condition)
+        return self._best(parameters, nearest(self.mode(parameters)[..., None].double(), a, b, 0.5), condition)
+
+    @abc.abstractmethod
+    def _log_tails(self, parameters: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(X - lower <= k) and log P(X - lower > k), k = 0, 1, ..."""
+
+    @abc.abstractmethod
+    def _raised(self, parameters: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """E[k (k - 1) ... ] of that order, and the parameters of the law with weights k (k - 1) ... P(k), moved down by it."""
+
+    def _moments_within(self, parameters: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """From E[k 1(a < k <= b)] = E[k] P_1(a - 1 < k <= b - 1), and so for k (k - 1): weighed by k, the law is one of its kind."""
+        a, b = self._ends(parameters, condition)
+        log_p = self.log_between(parameters.double()[..., None, :], a, b).logsumexp(-1)
+        possible, factorial = log_p > -math.inf, []
+        for order in (1, 2):
+            moment, raised = self._raised(parameters.double(), order)
+            log_q = self.log_between(raised[..., None, :], a - order, b - order).logsumexp(-1)
+            factorial.append(moment * (log_q - torch.where(possible, log_p, 0.0)).exp())
+        k, pairs = factorial
+        mean, variance = self.lower + k, (pairs + k - k.square()).clamp_min(0.0)
+        return torch.where(possible, mean, self.mean(parameters)), torch.where(possible, variance, self.variance(parameters))
+
+
 @dataclass(frozen=True)
-class Poisson(Law):
+class Poisson(EndlessCount):
     """P(x) = e^-r r^k / k! with k = x - lower; parameter raw, r = softplus(raw).
 
     Args:
@@ -332,7 +449,6 @@ class Poisson(Law):
 
     lower: int = 0
     width = 1
-    continuous = False
 
     @property
     def stand_in(self) -> float:
@@ -371,12 +487,21 @@ class Poisson(Law):
         m, _ = weighted_moments(x - self.lower, seen, weights)
         return inverse_positive(m.clamp_min(NARROWEST / seen.sum(0).clamp_min(1.0)[:, None]))[..., None]
 
+    def _log_tails(self, parameters: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The regularised incomplete gamma functions."""
+        above, below = log_gamma_tails(k.clamp_max(_LAST) + 1, self._rate(parameters))
+        return below, above
+
+    def _raised(self, parameters: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """r^order, and the same Poisson."""
+        return self._rate(parameters) ** order, parameters
+
     def _rate(self, parameters: Tensor) -> Tensor:
         return positive(parameters[..., 0], torch.finfo(parameters.dtype).tiny)
 
 
 @dataclass(frozen=True)
-class NegativeBinomial(NewtonFit):
+class NegativeBinomial(EndlessCount, NewtonFit):
     """A Poisson whose rate is Gamma-distributed: mean mu, variance mu + mu^2 / r.
 
     P(x) = Gamma(k + r) / (k! Gamma(r)) (r / (r + mu))^r (mu / (r + mu))^k with k = x - lower;
@@ -388,7 +513,6 @@ class NegativeBinomial(NewtonFit):
 
     lower: int = 0
     width = 2
-    continuous = False
 
     @property
     def stand_in(self) -> float:
@@ -424,6 +548,17 @@ class NegativeBinomial(NewtonFit):
         """floor(mu (r - 1) / r) for r > 1, else the first integer."""
         mu, r = self._mean_size(parameters)
         return self.lower + (mu * (r - 1) / r).floor().clamp_min(0.0)
+
+    def _log_tails(self, parameters: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """I_q(r, k + 1) with q = r / (r + mu), the regularised incomplete beta function."""
+        mu, r = self._mean_size(parameters)
+        return log_beta_tails(r, k.clamp_max(_LAST) + 1, r / (r + mu), mu / (r + mu))
+
+    def _raised(self, parameters: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """r (r + 1) ... (mu / r)^order, and the law of the same mu / r with r + order."""
+        mu, r = self._mean_size(parameters)
+        moment, size = (mu / r) ** order * torch.stack([r + i for i in range(order)]).prod(0), r + order
+        return moment, inverse_positive(torch.stack((mu / r * size, size), dim=-1), torch.finfo(parameters.dtype).eps)
 
     def _mean_size(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mu, r = positive(parameters, torch.finfo(parameters.dtype).eps).unbind(-1)

@@ -1,6 +1,7 @@
 """Functions of one real number that lose no digits in the tails and keep their gradients finite."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_2 = math.sqrt(2.0)
+_FAR = 50.0  # deviations beyond which a normal has nothing
+_TERMS = 100_000  # of a series or a fraction, at most; it ends where terms no longer count
 
 
 def log1mexp(d: Tensor) -> Tensor:
@@ -85,3 +88,93 @@ def _tail(m: Tensor, h: Tensor) -> Tensor:
     near, far = m - h / 2, m + h / 2
     scaled = torch.special.erfcx(near / _SQRT_2) - torch.exp(-m * h) * torch.special.erfcx(far / _SQRT_2)  # (far^2 - near^2) / 2 = m h
     return -0.5 * near.square() + (0.5 * scaled).log()
+    log_near = _log_erfcx(near / _SQRT_2)
+    d = h * m + log_near - _log_erfcx(far / _SQRT_2)  # (far^2 - near^2) / 2 = h m
+    return -0.5 * near.square() + log_near - math.log(2.0) + log1mexp(d)
+
+
+def normal_log_between(a: Tensor, b: Tensor) -> Tensor:
+    """log[Phi(b) - Phi(a)], a < b, ends infinite or not, to rounding error everywhere; -inf where a >= b."""
+    a, b = torch.broadcast_tensors(a, b)
+    # Seen from the right, so that the nearer end counts; what lies _FAR beyond it adds nothing.
+    turned = a + b < 0
+    near, far = torch.where(turned, -b, a), torch.where(turned, -a, b)
+    near = near.clamp_min(-_FAR)
+    far = torch.minimum(far, near.clamp_min(0.0) + _FAR)
+    inside = near < far
+    near, far = torch.where(inside, near, 0.0), torch.where(inside, far, 1.0)
+    return torch.where(inside, normal_log_mass((near + far) / 2, far - near), -torch.inf)
+
+
+def log_beta_tails(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """log I_x(a, b) and log(1 - I_x(a, b)), the regularised incomplete beta function, y = 1 - x; the smaller one to rounding error.
+
+    Source: NIST Digital Library of Mathematical Functions, 8.17.22, by the modified algorithm of Lentz.
+    """
+    a, b, x, y = torch.broadcast_tensors(a, b, x, y)
+    turned = x > (a + 1) / (a + b + 2)
+    p, q, u, v = (torch.where(turned, one, other) for one, other in ((b, a), (a, b), (y, x), (x, y)))
+    front = torch.xlogy(p, u) + torch.xlogy(q, v) - (torch.lgamma(p) + torch.lgamma(q) - torch.lgamma(p + q)) - p.log()
+
+    def term(i: int) -> Tensor:
+        m = i // 2
+        if i % 2:
+            return -(p + m) * (p + q + m) * u / ((p + 2 * m) * (p + 2 * m + 1))
+        return m * (q - m) * u / ((p + 2 * m - 1) * (p + 2 * m))
+
+    less = front - _fraction(torch.ones_like(u), lambda i: (term(i), torch.ones_like(u)))
+    less = torch.where(u <= 0, -torch.inf, less).clamp_max(0.0)
+    more = _log_rest(less)
+    return torch.where(turned, more, less), torch.where(turned, less, more)
+
+
+def log_gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log P(a, x) and log Q(a, x), the regularised incomplete gamma functions; the smaller one to rounding error.
+
+    Source: NIST Digital Library of Mathematical Functions, 8.7.1 (a series, below a + 1) and 8.9.2 (a fraction, above).
+    """
+    a, x = torch.broadcast_tensors(a, x)
+    low = x < a + 1
+    front = torch.xlogy(a, x) - x - torch.lgamma(a)
+    # Each form sees only numbers of its own, and others of which it is quick.
+    left, size, right = torch.where(low, x, 0.0), torch.where(low, 1.0, a), torch.where(low, 3.0, x)
+    term = total = torch.ones_like(a)
+    for n in range(1, _TERMS):
+        term = term * left / (a + n)
+        total = total + term
+        if not bool((term > torch.finfo(a.dtype).eps * total).any()):
+            break
+    series = front - a.log() + total.log()
+    fraction = front - _fraction(right + 1 - size, lambda n: (-n * (n - size), right + 2 * n + 1 - size))
+    less = torch.where(low, series, fraction).clamp_max(0.0)
+    more = _log_rest(less)
+    return torch.where(low, less, more), torch.where(low, more, less)
+
+
+def _fraction(first: Tensor, term: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
+    """log of the continued fraction first + n_1 / (d_1 + n_2 / (d_2 + ...)), term(i) = (n_i, d_i)."""
+    tiny = torch.finfo(first.dtype).tiny
+    value = c = _off_zero(first, tiny)
+    d = torch.zeros_like(first)
+    for i in range(1, _TERMS):
+        above, below = term(i)
+        d = 1 / _off_zero(below + above * d, tiny)
+        c = _off_zero(below + above / c, tiny)
+        value = value * (c * d)
+        if not bool(((c * d - 1).abs() > 4 * torch.finfo(first.dtype).eps).any()):
+            break
+    return value.log()
+
+
+def _off_zero(x: Tensor, tiny: float) -> Tensor:
+    return torch.where(x.abs() < tiny, tiny, x)
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p)."""
+    certain = log_p >= 0
+    return torch.where(certain, -torch.inf, log1mexp(torch.where(certain, 1.0, -log_p)))
+
+
+def _log_erfcx(x: Tensor) -> Tensor:
+    return torch.special.erfcx(x).log()

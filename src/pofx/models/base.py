@@ -9,7 +9,8 @@ Tensors are flat: x is (..., D) whatever `domain.shape` says; a family for image
 """
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from pofx.domain import Domain
 from pofx.errors import DataError, FileError, OptionError, Unavailable
+from pofx.events import Condition, Event
 from pofx.types import Context, Generator, Kind, Latent, Nats, NatsPerVariable, Point, X
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(max_length=64)]  # of hidden layers
@@ -162,6 +164,54 @@ class Model(nn.Module, abc.ABC):
             raise OptionError("the evidence fixes every variable: nothing is left to ask about")
         return self if evidence.isnan().all() else self._conditional(evidence)
 
+    def restrict(self, event: Event) -> "tuple[Model, float]":
+        """p(x | x in the event) over the same variables, and log P(event), for an event of sets and intervals.
+
+        Raises:
+            OptionError: the event is of another domain, or fixes a variable to a value: `conditional` takes those.
+            Unavailable: the family has no closed form for it, or the event has probability 0.
+        """
+        model, log_p = self._restrict(self._open(event))
+        if log_p == -math.inf:
+            raise Unavailable("restriction", self.noun, f"the evidence {event.sentence} has probability 0")
+        return model, log_p
+
+    def log_chance(self, event: Event) -> float:
+        """log P(event) of sets and intervals, -inf where it has probability 0; raises as `restrict`."""
+        return self._restrict(self._open(event))[1]
+
+    def _open(self, event: Event) -> Mapping[int, Condition]:
+        """The event's conditions, checked."""
+        if event.domain.names != self.domain.names:
+            raise OptionError(f"the event is over {', '.join(event.domain.names[:6])}, the model over {', '.join(self.domain.names[:6])}")
+        if event.seen:
+            name = self.domain.names[event.seen[0]]
+            raise OptionError(
+                f"a restriction is to sets and intervals, but the event fixes {name!r} to a value: `conditional` takes values"
+            )
+        return event.conditions
+
+    def log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """log E[prod_d w_d(x_d)] of functions that are not negative, of variables with finitely many values: (R,), R products at once.
+
+        Args:
+            factors: variable to its values (V,) and log w there (R, V), to which the log of each value's measure is added: the
+                width of its grid cell, 1 of a level or count.
+
+        Raises:
+            Unavailable: the family has no closed form for it.
+        """
+        return self._log_expectation(factors)
+
+    def entropy(self) -> float:
+        """-E[log p(x)] in nats, with respect to the domain's base measure.
+
+        Raises:
+            Unavailable: the family has no closed form for it.
+        """
+        with torch.no_grad():
+            return float(self._entropy())
+
     def mode(self, evidence: Point | None = None) -> Point:
         """A most probable x, with the observed entries of the evidence kept."""
         return self._mode(torch.full((len(self.domain),), torch.nan) if evidence is None else evidence)
@@ -216,6 +266,16 @@ class Model(nn.Module, abc.ABC):
 
     def _conditional(self, evidence: Point) -> "Model":
         raise self._refuse("conditional", "impute or sample a family that answers it")
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[Model, float]":
+        """The model given the conditions, one a variable, and log P of them all; where that is -inf, any model."""
+        raise self._refuse("restriction to sets and intervals", "draws: `pofx.ask.generic.conditional`")
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        raise self._refuse("expectation of products", "the mean over draws")
+
+    def _entropy(self) -> Tensor | float:
+        raise self._refuse("entropy", "the mean of -log_prob over draws")
 
     def _mode(self, evidence: Point) -> Point:
         raise self._refuse("mode", "the sample with the largest log_prob")

@@ -11,6 +11,7 @@ from pofx.comparison import Result, Task
 from pofx.comparison.surface import axes as ticks_of
 from pofx.comparison.surface import window
 from pofx.domain import LEVELLED, Variable
+from pofx.measure import Calibration
 from pofx.report.svg import ACCENT, CLASSES, DATA_POINTS, FAINT, INK, SAMPLE_POINTS, bare, canvas, inline
 
 if TYPE_CHECKING:
@@ -179,6 +180,23 @@ def telling(task: Task) -> list[int]:
     varies = np.flatnonzero(filled.std(axis=0) > 0)
     related = np.abs(np.corrcoef(filled[:, varies].T)).reshape(len(varies), -1).sum(0)
     return sorted(int(d) for d in varies[np.argsort(-related)[:PAIRED]])
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def calibration(found: Calibration, name: str) -> str:
+    """The share of hidden numbers within their central intervals, against the intervals' probability; a band of two standard errors."""
+    nominal = np.linspace(0, 1, 41)[1:-1]
+    covers = [found.coverage(float(share)) for share in nominal]
+    share, error = (np.array([float(a.value if part == "value" else a.error or 0) for a in covers]) for part in ("value", "error"))
+    with canvas(PANEL[1], PANEL[1]) as figure:
+        axes = figure.subplots()
+        axes.plot((0, 1), (0, 1), color=FAINT, linewidth=1.2)
+        axes.fill_between(nominal, share - 2 * error, share + 2 * error, color=ACCENT, alpha=0.2, linewidth=0)
+        axes.plot(nominal, share, color=ACCENT, linewidth=1.4)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), xlabel="probability of the interval", ylabel="held")
+        return inline(figure, name)
 
 
 # -- codes -----------------------------------------------------------------------------------------

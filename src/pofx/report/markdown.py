@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from pofx.comparison import Comparison, Result
 from pofx.comparison.remarks import remarks
-from pofx.comparison.terminal import cells, headline
+from pofx.comparison.terminal import answers, asked, cells, headline
 from pofx.report.data import columns
 from pofx.report.page import answer, bibtex
 
@@ -14,6 +14,7 @@ def markdown(comparison: Comparison) -> str:
     task, setting = comparison.task, comparison.setting
     parts = [f"# {len(comparison)} families on {task.name}", headline(comparison), f"**{answer(comparison)}**", _table(*cells(comparison))]
     parts += [_list(f"{r.family}: {r.reason}" for r in comparison.ranked if r.reason)]
+    parts += ["## Which answers best", f"{asked(comparison)}.", _table(*answers(comparison))] if comparison.answering else []
     parts += ["## Which family wins on what", _wins(comparison), "## Why it came out like this", _list(remarks(comparison))]
     parts += ["## The data", task.source, task.licence, _columns(comparison)]
     parts += ["## How each was configured", _list(_configured(r) for r in comparison)]

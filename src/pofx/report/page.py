@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pofx.comparison import Comparison, Result, Task
+from pofx.comparison.ranking import shown
 from pofx.comparison.remarks import remarks
 from pofx.comparison.surface import is_plane
-from pofx.comparison.terminal import COLUMNS, NOTHING, cells, headline, plus_minus
-from pofx.comparison.words import duration, listed
+from pofx.comparison.terminal import COLUMNS, answers, asked, cells, headline, plus_minus
+from pofx.comparison.words import NOTHING, duration, listed
 from pofx.domain import LEVELLED
 from pofx.models.registry import family as registered
 from pofx.report import figures
 from pofx.report.data import columns
-from pofx.report.dots import axis_of
+from pofx.report.dots import axis_of, axis_of_answers
 from pofx.report.images import is_picture, sheet
 from pofx.report.svg import CLASSES, DATA_POINTS
 
@@ -72,6 +73,10 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "dots": axis_of(comparison),
         "failures": [r for r in comparison.ranked if r.reason],
         "remarks": remarks(comparison),
+        "asked": asked(comparison),
+        "answers": answer_table(comparison),
+        "answer_dots": axis_of_answers(comparison),
+        "calibrations": calibrations(comparison),
         "samples": samples(comparison),
         "surfaces": surfaces(comparison),
         "pairs": pairs(comparison),
@@ -112,8 +117,17 @@ def bibtex(comparison: Comparison) -> str:
 def _row(result: Result, names: list[str], line: list[str]) -> dict[str, Any]:
     texts = dict(zip(names, line, strict=True))
     gap = texts.pop(BEHIND, NOTHING)
-    score, *others = list(texts.values())[2:]
-    return {"result": result, "score": score, "gap": "" if gap == NOTHING else gap, "cells": others, "kind": str(result.kind)}
+    _, kind, score, *others = texts.values()
+    return {"result": result, "score": score, "gap": "" if gap == NOTHING else gap, "cells": others, "kind": kind}
+
+
+def answer_table(comparison: Comparison) -> dict[str, Any] | None:
+    """The table of hidden cells; None where nobody was asked."""
+    if not comparison.answering:
+        return None
+    names, lines = answers(comparison)
+    rows = [_row(result, names, line) for result, line in zip(comparison.answering, lines, strict=True)]
+    return {"header": [name for name in names if name != BEHIND], "rows": rows}
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -147,6 +161,12 @@ def pairs(comparison: Comparison) -> list[Panel]:
         return []
     chosen = figures.telling(task)
     return [Panel(r.family, figures.pairs(r, task, chosen)) for r in comparison.ranked if r.sampling is not None]
+
+
+def calibrations(comparison: Comparison) -> list[Panel]:
+    """How often each family's intervals hold what was hidden."""
+    found = [(r.family, r.answering.calibration) for r in comparison.answering if r.answering.calibration is not None]
+    return [Panel(name, figures.calibration(c, f"calibration-{name}"), f"90 % hold {shown(c.coverage(), 1, 100)} %") for name, c in found]
 
 
 def codes(comparison: Comparison, classes: "Colouring") -> list[Panel]:

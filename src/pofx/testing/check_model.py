@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pofx.errors import OptionError
 from pofx.models.base import Model
-from pofx.testing import answers, masses, questions
+from pofx.testing import answers, masses, questions, restrictions
 from pofx.testing.case import Case
 
 CHECKS = (
@@ -31,6 +31,9 @@ CHECKS = (
     questions.mode_is_a_maximum,
     questions.mean_is_that_of_draws,
     questions.completions_follow_the_conditional,
+    restrictions.restriction_is_p_over_its_probability,
+    restrictions.restrictions_add_up,
+    restrictions.entropy_is_the_mean_of_minus_log_p,
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pofx.ask.generic.chains import hamiltonian, sweeps
 from pofx.ask.generic.closed import exact
 from pofx.ask.generic.draws import Draws, Importance
+from pofx.ask.generic.particles import particles
 from pofx.ask.generic.rejection import rejection
 from pofx.ask.generic.resampling import impossible, sir
 from pofx.ask.generic.tolerance import abc
@@ -15,7 +16,15 @@ from pofx.models.base import Model
 from pofx.types import Generator, Kind
 
 Method = Callable[..., Draws]
-METHODS: dict[str, Method] = {"exact": exact, "rejection": rejection, "sir": sir, "hmc": hamiltonian, "gibbs": sweeps, "abc": abc}
+METHODS: dict[str, Method] = {
+    "exact": exact,
+    "rejection": rejection,
+    "sir": sir,
+    "hmc": hamiltonian,
+    "gibbs": sweeps,
+    "smc": particles,
+    "abc": abc,
+}
 
 _GOOD = 0.7  # Pareto's k-hat up to which importance weights are taken
 _SHARE = 0.05  # of the draws asked for, that they must be worth
@@ -25,8 +34,9 @@ def conditional(model: Model, event: Event, *, method: str | None = None, draws:
     """Draws of p(x | event), the evidence in place.
 
     Methods, in the order in which None tries them: `exact` (closed form), `rejection` (draws of the joint where the event
-    holds), `sir` (importance weights), `hmc` (chains over continuous variables), `gibbs` (chains over any), and for a
-    model without density `abc` (draws near the event, a tolerance). The first one that is good is taken: weights with
+    holds), `sir` (importance weights), `hmc` (chains over continuous variables), `gibbs` (chains over any), `smc` (particles led
+    to the event: for modes that chains do not pass between, in more variables than weights bear), and for a model without
+    density `abc` (draws near the event, a tolerance). The first one that is good is taken: weights with
     k-hat up to 0.7 and worth a twentieth of the draws, chains with R-hat up to 1.05. Where none is, the best of what
     there is, and `how` says what is wrong with it.
 

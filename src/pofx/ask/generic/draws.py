@@ -111,6 +111,13 @@ class Islands:
         """Particles, times the share of islands that count."""
         return float(weight_ess(self.log_z)) * self.x.shape[1]
 
+    def worth(self, columns: list[int]) -> float:
+        """The least var / error^2 of the columns, as the islands' spread has it; at most all particles, all where none varies."""
+        mean, error = self.mean(lambda x: x[:, columns])
+        square, _ = self.mean(lambda x: (x[:, columns] - mean).square())
+        varies = square > 0
+        return min([float(len(self.log_z) * self.x.shape[1]), *(square[varies] / error[varies].square()).tolist()])
+
 
 @dataclass(frozen=True)
 class Draws:

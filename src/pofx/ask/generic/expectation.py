@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.ask.generic.closed import closed_points, log_masses, log_measure
+from pofx.ask.generic.closed import is_closed, log_probability
 from pofx.ask.generic.draws import Function, checked
 from pofx.ask.generic.space import draws_of
 from pofx.errors import DataError, OptionError
@@ -53,7 +53,7 @@ def expectation(model: Model, f: Function | int, *, draws: int = 10_000, generat
 
 
 def probability(model: Model, what: Event | Predicate, *, draws: int = 10_000, generator: Generator) -> Answer:
-    """P(event): k / n of n draws; exact for a union of few points, where the model sums out the other variables exactly.
+    """P(event): k / n of n draws; exact where the family restricts itself to it.
 
     The standard error is sqrt(q (1 - q) / n) at q = (k + 1) / (n + 2), so it is not 0 where k is 0 or n. An event
     that fixes a continuous variable to a value has probability 0.
@@ -114,17 +114,11 @@ def _closed(model: Model, event: Event) -> Answer | None:
         return Answer(np.asarray(0.0), Kind.EXACT, None, "the event is outside the domain")
     if not event.has_mass:
         return Answer(np.asarray(0.0), Kind.EXACT, None, "a continuous variable takes a value given in advance with probability 0")
-    points = closed_points(model, event)
-    if points is None or (not event.conditions):
-        return None if points is None else Answer(np.asarray(1.0), Kind.EXACT, None, "nothing is asked")
-    return _summed(model, event, points)
-
-
-def _summed(model: Model, event: Event, points: Tensor) -> Answer:
-    """P(event) as the sum over its points of p times their measure, which a fixed value's grid cell also has."""
-    with torch.no_grad():
-        log_p = log_masses(model, event, points) + log_measure(event, points, event.seen)
-    return Answer(_numpy(log_p.logsumexp(0).exp()), Kind.EXACT, None, f"the sum over {len(points)} points")
+    if not event.conditions:
+        return Answer(np.asarray(1.0), Kind.EXACT, None, "nothing is asked")
+    if not is_closed(model, event):
+        return None
+    return Answer(np.asarray(math.exp(log_probability(model, event))), Kind.EXACT, None, "in closed form")
 
 
 def _truths(predicate: Predicate, x: Tensor) -> Tensor:

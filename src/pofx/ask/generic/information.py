@@ -13,7 +13,7 @@ from pofx.errors import OptionError, Unavailable
 from pofx.models.base import Model
 from pofx.types import Answer, Generator, Kind
 
-_DRAWS, _FEW = 4000, 200  # where marginals are exact, and where each is itself estimated
+DRAWS, FEW = 4000, 200  # where marginals are exact, and where each is itself estimated
 
 
 def mutual_information(model: Model, a: Sequence[int], b: Sequence[int], *, draws: int | None = None, generator: Generator) -> Answer:
@@ -37,10 +37,10 @@ def mutual_information(model: Model, a: Sequence[int], b: Sequence[int], *, draw
     """
     _check(model, a, b)
     exact = model.missing is Kind.EXACT
-    n = draws if draws is not None else _DRAWS if exact else _FEW
+    n = draws if draws is not None else DRAWS if exact else FEW
     x = draws_of(model, n, generator=generator)
     groups = (tuple(a) + tuple(b), tuple(a), tuple(b))
-    (joint, *parts), errors = zip(*(_log_p(model, x, keep, exact, generator) for keep in groups), strict=True)
+    (joint, *parts), errors = zip(*(log_p(model, x, keep, exact, generator) for keep in groups), strict=True)
     each = joint - parts[0] - parts[1]
     within = sum(error.square() for error in errors)
     error = math.sqrt(float(each.var()) / n + float(within.sum()) / n**2)
@@ -48,7 +48,7 @@ def mutual_information(model: Model, a: Sequence[int], b: Sequence[int], *, draw
     return Answer(np.asarray(float(each.mean())), Kind.ESTIMATE, np.asarray(error), how)
 
 
-def _log_p(model: Model, x: Tensor, keep: tuple[int, ...], exact: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+def log_p(model: Model, x: Tensor, keep: tuple[int, ...], exact: bool, generator: Generator) -> tuple[Tensor, Tensor]:
     """log p(x_keep) of each row and its error."""
     rows = torch.full_like(x, torch.nan)
     rows[:, list(keep)] = x[:, list(keep)]

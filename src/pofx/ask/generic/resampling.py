@@ -73,7 +73,7 @@ def weigh(model: Model, event: Event, n: int, *, rounds: int = _ROUNDS, pool: Te
     moving, log_p = coordinates(event), target(model, event, generator=generator)
     pool = draws_of(model, POOL, generator=generator) if pool is None else pool
     with torch.no_grad():
-        proposal = _first(event, moving, pool, generator)
+        proposal = first(event, moving, pool, generator)
         for _ in range(rounds):
             proposal = _better(proposal, log_p, moving, placed(event, moving, pool, generator=generator), generator)
         x = proposal.draw(n, generator)
@@ -107,9 +107,9 @@ def _bound(model: Model) -> str:
     return "" if model.density is Kind.EXACT else f" (by a log-density of kind {model.density})"
 
 
-def _first(event: Event, moving: list[Coordinate], pool: Rows, generator: Generator) -> Mixture:
-    """Centres at the draws of the joint that are nearest."""
-    near = pool[distance(event, pool).argsort()[:CENTRES]]
+def first(event: Event, moving: list[Coordinate], pool: Rows, generator: Generator, *, centres: int = CENTRES) -> Mixture:
+    """The proposal before anything is weighed: centres at the draws of the joint that are nearest."""
+    near = pool[distance(event, pool).argsort()[:centres]]
     near, far = (placed(event, moving, rows, generator=generator) for rows in (near, pool))
     return learn(moving, near, far, event.values.nan_to_num())
 

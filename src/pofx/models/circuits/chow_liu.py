@@ -1,6 +1,7 @@
 """`chow_liu`: a Bayesian network that is a tree, the best of all trees, over cells of each variable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,12 +12,14 @@ from pofx.distributions.axis import Rule
 from pofx.distributions.cells import Cells, apart, normalise, refuse_cells, refuse_outside
 from pofx.distributions.discrete import Categorical
 from pofx.domain import LEVELLED, Domain, Variable, VariableKind
-from pofx.errors import FileError, OptionError
+from pofx.errors import FileError, OptionError, Unavailable
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.models.circuits import passes
 from pofx.models.circuits.circuit import Circuit
 from pofx.models.circuits.graph import Graph
-from pofx.models.circuits.passes import Mixing
+from pofx.models.circuits.inputs import linear
+from pofx.models.circuits.passes import Leaves, Mixing
 from pofx.models.circuits.structure import mutual_information, spanning_tree, tree
 from pofx.types import Context, Generator, Kind, Nats, Point, X
 
@@ -175,11 +178,38 @@ class ChowLiuTree(Model, FullBatch):
         chosen = asked.gathered(state)[:, 0]
         return torch.where(evidence.isnan(), at.gather(1, chosen[:, None])[:, 0], evidence)
 
+    @torch.no_grad()
+    def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
+        """Every cell weighed by the share of it that the conditions keep; inside it the law is flat as before."""
+        cells, asked = self.cells.restricted(conditions), self.codes.polynomial
+        share = cells.log_share() - self.cells.log_share().nan_to_num(0.0, 0.0, 0.0)
+        mixing, log_p = asked.weighed(Leaves(share.exp()[asked.graph.variable][:, None]))
+        codes = self.codes._rest(range(len(self.domain)), replace(asked, mixing=mixing))
+        return ChowLiuTree(self.domain, self.config, cells, codes.requires_grad_(False)), float(log_p)
+
+    @torch.no_grad()
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        asked = self.codes.polynomial
+        log_w = self.cells.log_expectation(factors)[:, asked.graph.variable]  # (R, I, C)
+        return passes.up(asked.graph, asked.mixing, linear(log_w.mT)).log_p
+
+    @torch.no_grad()
+    def _entropy(self) -> Tensor:
+        """H of the cells, which add up as the tree's sums choose, and -E[log f] inside."""
+        asked = self.codes.polynomial
+        p = passes.prior(asked.graph, asked.mixing)  # (N, C)
+        choice = torch.special.entr(asked.mixing.weight).sum(-1)  # of each edge and state above, (E, C)
+        below = (p[asked.graph.owner][asked.graph.sum_of] * choice).sum()
+        inner = asked.gathered(p[asked.graph.holder][:, None])[:, 0] * self.cells.entropies()
+        return torch.special.entr(asked.mixing.root).sum() + below + inner.sum()
+
     def _marginal(self, keep: tuple[int, ...]) -> Model:
         return ChowLiuTree(self.domain.select(keep), self.config, self.cells.select(keep), _circuit_of(self.codes.marginal(keep)))
 
     def _conditional(self, evidence: Point) -> Model:
         keep = evidence.isnan().nonzero()[:, 0].tolist()
+        if bool(self._log_prob(evidence[None], None, None).isneginf()):
+            raise Unavailable("conditional", self.noun, "the evidence has probability 0")
         codes = _circuit_of(self.codes.conditional(self._codes(evidence[None])[0]))
         return ChowLiuTree(self.domain.select(keep), self.config, self.cells.select(keep), codes)
 

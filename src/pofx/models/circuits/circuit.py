@@ -1,6 +1,6 @@
 """A probabilistic circuit as a Model: every question about marginals, conditionals and draws has an exact answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pofx.distributions.base import Law
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import DataError, FileError, Unavailable
+from pofx.events import Condition
 from pofx.models.base import Model, labelled
 from pofx.models.circuits import modes, passes
 from pofx.models.circuits.evaluate import log_prob
@@ -242,8 +243,23 @@ class Circuit(Model):
         keep = evidence.isnan().nonzero()[:, 0].tolist()
         return self._rest(keep, asked.part(keep, asked.given(row)))
 
+    @torch.no_grad()
+    def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[Circuit, float]":
+        """Every input restricted, and weighed by the probability of its condition."""
+        asked = self.polynomial
+        mixing, log_p = asked.weighed(asked.inputs.chances(asked.theta, conditions))
+        inputs, positions = asked.inputs.restricted(conditions)
+        part = Polynomial(asked.graph, inputs, mixing, asked.theta[:, positions.to(asked.theta.device)])
+        return self._rest(range(len(self.domain)), part), float(log_p)
+
+    @torch.no_grad()
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """One pass up, of the functions' expectations in place of the inputs."""
+        asked = self.polynomial
+        return passes.up(asked.graph, asked.mixing, asked.inputs.expectations(asked.theta, factors)).log_p
+
     def _rest(self, keep: Sequence[int], part: Polynomial) -> "Circuit":
-        other = Circuit(self.domain.select(keep), self.units, laws=[self.laws[d] for d in keep])
+        other = Circuit(self.domain.select(keep), self.units, laws=part.inputs.laws)
         other.to(self.theta)
         other.take(part.graph)
         other.weight.copy_(part.mixing.weight.log())

@@ -6,8 +6,8 @@ An unobserved cell has factor 1.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from pofx.distributions.base import Law
 from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.distributions.discrete import Bernoulli, Categorical, FiniteLaw
+from pofx.distributions.restricted import restricted
 from pofx.domain import Variable, VariableKind
+from pofx.events import Condition
 from pofx.models.circuits.graph import Index, quickest
 from pofx.models.circuits.passes import Leaves
 from pofx.types import Generator
 
+Of = TypeVar("Of")
 TABLE_AT_MOST = 1024  # values of a law that is read from a table
 _FREE_AT_MOST = 256  # values of a count whose probabilities are free; a curve has to do for more
 _ELEMENTS_AT_ONCE = 2**22  # of the largest temporary of a draw
@@ -37,7 +40,7 @@ def leaf(variable: Variable) -> Law:
 class _Tabled(NamedTuple):
     """Input blocks whose laws are equal and have few values."""
 
-    law: Bernoulli | FiniteLaw
+    law: FiniteLaw
     blocks: Tensor  # which inputs they are, (n,)
     first: float  # the least value
     levels: int
@@ -71,7 +74,7 @@ class Inputs:
         self.tabled: list[_Tabled] = []
         self.size = 0  # rows of the table
         for law, blocks in members.items():
-            if isinstance(law, Bernoulli | FiniteLaw) and law.levels <= TABLE_AT_MOST:
+            if isinstance(law, FiniteLaw) and law.levels <= TABLE_AT_MOST:
                 places = quickest(self.columns.select(blocks)[1]), quickest(torch.tensor([variable[i] for i in blocks]))
                 self.tabled.append(_Tabled(law, torch.tensor(blocks), float(law.first), law.levels, self.size, *places))
                 self.size += len(blocks) * law.levels
@@ -99,7 +102,7 @@ class Inputs:
 
     def log_table(self, theta: Tensor) -> Tensor:
         """Of every tabled block and value the log-probability, then what stands for a missing and an impossible cell."""
-        parts = [_log_masses(g.law, self._own(theta, g)).permute(1, 2, 0).flatten(0, 1) for g in self.tabled]
+        parts = [g.law.log_masses(self._own(theta, g)).permute(1, 2, 0).flatten(0, 1) for g in self.tabled]
         ends = theta.new_tensor([0.0, -torch.inf])[:, None].expand(2, len(theta))
         return torch.cat([*parts, ends])
 
@@ -132,6 +135,23 @@ class Inputs:
         value = torch.cat((value, (at.log_f - safe[..., None]).exp()))
         return Leaves(self._in_order(value), self._in_order(scale))
 
+    def restricted(self, conditions: Mapping[int, Condition]) -> "tuple[Inputs, Tensor]":
+        """The inputs given that variables meet conditions, and where their parameters stand in this one's."""
+        laws = [restricted(law, conditions[d]) if d in conditions else law for d, law in enumerate(self.laws)]
+        other = Inputs(laws, self.variable)
+        return other, self.columns.restricted(self._by_input(conditions))[1]
+
+    def chances(self, theta: Tensor, conditions: Mapping[int, Condition]) -> Leaves:
+        """P_i(condition | k), 1 of a variable without one: what takes the place of the inputs, for one row."""
+        return linear(self.columns.log_chance(theta, self._by_input(conditions))[None])
+
+    def expectations(self, theta: Tensor, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Leaves:
+        """E[w_d(x_d) | k] of each input, 1 of a variable without w, for R rows of functions."""
+        return linear(self.columns.log_expectation(theta, self._by_input(factors)))
+
+    def _by_input(self, of_variables: Mapping[int, Of]) -> dict[int, Of]:
+        return {i: of_variables[d] for i, d in enumerate(self.variable) if d in of_variables}
+
     def counts(self, at: Evaluated, gamma: Tensor) -> tuple[Tensor, Tensor]:
         """Flows (I, B, K) as the gradients of the table and of the other log-densities."""
         if self._restore is not None:
@@ -152,7 +172,7 @@ class Inputs:
 
     def _draw(self, theta: Tensor, group: _Tabled, state: Tensor, generator: Generator) -> Tensor:
         """By the inverse CDF, a few blocks at a time."""
-        upto = _log_masses(group.law, self._own(theta, group)).exp().cumsum(-1).transpose(0, 1)  # (n, K, levels)
+        upto = group.law.log_masses(self._own(theta, group)).exp().cumsum(-1).transpose(0, 1)  # (n, K, levels)
         u = torch.rand(state.shape, generator=generator, dtype=upto.dtype, device=upto.device)
         size = max(1, _ELEMENTS_AT_ONCE // (state.shape[1] * group.levels))
         parts = zip(upto.split(size), state.split(size), u.split(size), strict=True)
@@ -163,12 +183,11 @@ class Inputs:
         return stacked if self._restore is None else stacked[self._restore.to(stacked.device)]
 
 
-def _log_masses(law: Bernoulli | FiniteLaw, parameters: Tensor) -> Tensor:
-    """Log P of every value, (*batch, levels)."""
-    if isinstance(law, FiniteLaw):
-        return law.log_masses(parameters)
-    a = parameters[..., 0]
-    return torch.nn.functional.logsigmoid(torch.stack((-a, a), dim=-1))
+def linear(log_f: Tensor) -> Leaves:
+    """Inputs (R, K, I) in logs, in linear space."""
+    top = log_f.amax(1)
+    safe = torch.where(top.isneginf(), 0.0, top)
+    return Leaves((log_f - safe[:, None]).exp().permute(2, 0, 1), safe.T)
 
 
 def _owners(columns: Columns, size: int) -> list[int]:

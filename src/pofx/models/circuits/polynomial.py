@@ -156,6 +156,12 @@ class Polynomial:
         """The weights of p(. | row), of one row (1, D) of positive probability."""
         return passes.posterior_weights(self.graph, self.mixing, self.ascent(row))
 
+    def weighed(self, leaves: Leaves) -> tuple[Mixing, Tensor]:
+        """E[prod_d w_d(x_d)] in logs, from E[w_d | unit] in place of the inputs, and the weights of p times the product over that."""
+        ascent = passes.up(self.graph, self.mixing, leaves)
+        log_p = ascent.log_p[0]
+        return (self.mixing if bool(log_p.isneginf()) else passes.posterior_weights(self.graph, self.mixing, ascent)), log_p
+
     def part(self, keep: Sequence[int], mixing: Mixing) -> "Polynomial":
         """Over some of the variables, in the order given, under some weights."""
         graph, kept, edges, roots = self.graph.select(keep)

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -95,6 +96,25 @@ class CellMixture(Model, abc.ABC):
         peaks, x = self._component_modes(evidence)
         return x[peaks.argmax()]
 
+    def _restricted(self, other: "CellMixture") -> float:
+        """Give another, on restricted cells, the masses of this one given the restriction; log P of it.
+
+        A component that the restriction rules out keeps its masses under a weight of 0.
+        """
+        share = other.cells.log_share() - self.cells.log_share().nan_to_num(0.0, 0.0, 0.0)
+        log_mass = self.log_mass + share
+        log_p = log_mass.logsumexp(-1)  # (L, D)
+        possible = (log_p > -math.inf)[..., None]
+        log_mass = torch.where(possible, log_mass - torch.where(possible, log_p[..., None], 0.0), self.log_mass)
+        joint = self.log_weight + log_p.sum(-1)
+        total = float(joint.logsumexp(0))
+        other.set_masses(self.log_weight if total == -math.inf else joint.log_softmax(0), log_mass)
+        return total
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        each = (self.log_mass + self.cells.log_expectation(factors)[:, None]).logsumexp(-1)  # (R, L, D)
+        return (self.log_weight + each.sum(-1)).logsumexp(-1)
+
     def _component_modes(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
         """Each component's greatest log w_l p_l(x) with the observed entries fixed, and where: (L,) and (L, D)."""
         evidence = evidence.to(self.cells.edges)
@@ -112,8 +132,9 @@ class CellMixture(Model, abc.ABC):
         Raises:
             Unavailable: if the evidence has probability 0.
         """
-        log_joint = self.log_components(self.cells.code(evidence[None]))[0]
-        if log_joint.max() == -math.inf:
+        code = self.cells.code(evidence[None])
+        log_joint = self.log_components(code)[0]
+        if log_joint.max() == -math.inf or bool(self.cells.log_density(evidence[None], code).isneginf().any()):
             raise Unavailable("conditional", type(self).__name__, "the evidence has probability 0")
         return log_joint.log_softmax(0)
 

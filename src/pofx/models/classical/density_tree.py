@@ -23,7 +23,7 @@ exactly, as the sum over boxes says.
 Source: Ram and Gray, "Density estimation trees", KDD 2011. Histogram leaves, shrinking and fractions are ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,7 @@ from pofx.distributions.axis import Rule
 from pofx.distributions.cells import Cells, choose_cells, normalise
 from pofx.domain import Domain, VariableKind
 from pofx.errors import FileError
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes, labelled
 from pofx.models.classical.cell_mixture import CellMixture
 from pofx.models.classical.histogram import ALPHAS
@@ -59,6 +60,10 @@ class BoxMixture(CellMixture):
 
     def _conditional(self, evidence: Point) -> Model:
         return self._part(evidence.isnan().nonzero()[:, 0].tolist(), self._posterior_log_weight(evidence))
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
+        part = BoxMixture(self.domain, self.cells.restricted(conditions))
+        return part, self._restricted(part)
 
     def _part(self, keep: list[int], log_weight: Tensor) -> Model:
         part = BoxMixture(self.domain.select(keep), self.cells.select(keep))
@@ -205,6 +210,18 @@ class DensityTree(CellMixture, FullBatch):
         part = BoxMixture(self.domain.select(keep), self.cells.select(keep))
         part.set_masses(self.log_weight, self.log_mass[:, list(keep)])
         return part
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
+        """The boxes with what the conditions keep of them, which are boxes again."""
+        part = BoxMixture(self.domain, self.cells.restricted(conditions))
+        return part, self._restricted(part)
+
+    def _entropy(self) -> Tensor:
+        """Boxes are disjoint: H of which box, and the mean of the entropies inside."""
+        mass = self.log_mass.exp()
+        inside = (torch.special.entr(mass) + mass * self.cells.entropies()).sum((1, 2))
+        weight = self.log_weight.exp()
+        return torch.special.entr(weight).sum() + (weight * inside).sum()
 
     def _conditional(self, evidence: Point) -> Model:
         """The tree with its splits on observed variables already taken; boxes that the evidence excludes have weight 0."""

@@ -119,6 +119,9 @@ class Gaussian(Model, FullBatch):
     def _mean(self) -> Point:
         return self.mu.clone()
 
+    def _entropy(self) -> torch.Tensor:
+        return self.gaussians.entropy()[0]
+
     def _mode(self, evidence: Point) -> Point:
         return self._impute(evidence[None], None)[0]  # the conditional's mode is its mean
 

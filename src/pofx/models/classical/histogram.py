@@ -7,15 +7,17 @@ an atom, 1 for a tail: one more row lies beyond the greatest of N exchangeable r
 So log p is finite wherever the domain allows x, and p integrates to one over all of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from pofx.distributions.axis import Rule
 from pofx.distributions.cells import Cells, choose_cells, normalise
 from pofx.domain import Domain
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.models.classical.cell_mixture import CellMixture
 from pofx.models.classical.grid import GridHistogram, bins_per_axis
@@ -66,6 +68,14 @@ class Histogram(CellMixture, FullBatch):
         part = Histogram(self.domain.select(keep), self.cells.select(keep))
         part.set_masses(self.log_weight, self.log_mass[:, list(keep)])
         return part
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
+        part = Histogram(self.domain, self.cells.restricted(conditions))
+        return part, self._restricted(part)
+
+    def _entropy(self) -> Tensor:
+        mass = self.log_mass[0].exp()
+        return torch.special.entr(mass).sum() + (mass * self.cells.entropies()).sum()
 
     def _conditional(self, evidence: Point) -> Model:
         self._posterior_log_weight(evidence)  # refuses impossible evidence; possible evidence changes nothing

@@ -1,6 +1,6 @@
 """Every variable alone, under the law that unseen rows like best: the baseline of every comparison."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from pofx.distributions.choose import candidates, choose
 from pofx.distributions.columns import Columns
 from pofx.domain import Domain
 from pofx.errors import FileError, Unavailable
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
 from pofx.types import Context, Generator, Kind, Nats, Point, X
 
@@ -89,6 +90,23 @@ class Independent(Model, FullBatch):
         if bool(self._log_prob(evidence[None], None, None).isneginf()):
             raise Unavailable("conditional", type(self).__name__, "the evidence has probability 0")
         return self._marginal(evidence.isnan().nonzero()[:, 0].tolist())
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[Independent, float]":
+        other = self._marginal(range(len(self.domain)))
+        other.columns, positions = self.columns.restricted(conditions)
+        other.theta = self.theta[positions.to(self.theta.device)]
+        return other, float(self.columns.log_chance(self.theta, conditions).sum())
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """An entropy is closed where those of all laws are."""
+        closed = question != "entropy" or all(law.has_entropy for law in self.columns.laws)
+        return super().answers(question, seen) if closed else Kind.NONE
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        return self.columns.log_expectation(self.theta[None], factors)[:, 0].sum(-1)
+
+    def _entropy(self) -> Tensor:
+        return self.columns.entropy(self.theta).sum()
 
     def _mean(self) -> Point:
         return self.columns.mean(self.theta)

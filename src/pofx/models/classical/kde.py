@@ -1,16 +1,20 @@
 """Kernel density estimation: a normal kernel on every training row, every question in closed form."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from pofx.distributions.base import inverse_positive, nearest
+from pofx.distributions.continuous import Normal
 from pofx.distributions.drawing import draw, draw_per_row
 from pofx.distributions.gaussian import LOG_2PI
 from pofx.domain import Domain
+from pofx.errors import Unavailable
+from pofx.events import Condition, both
 from pofx.models.base import FamilyConfig, FullBatch, Model, labelled
 from pofx.models.classical.gaussian import Gaussian, GaussianConfig
 from pofx.types import Context, Generator, Kind, Nats, Point, X
@@ -30,6 +34,7 @@ class KernelDensity(Model, FullBatch):
 
     Marginals drop columns. A conditional weighs each kernel by its density at the evidence and drops the evidence's
     columns. The mode is the best of several mean-shift ascents, so its density is a lower bound on the maximum.
+    An interval of a variable restricts that factor of every kernel, and weighs the kernel by its mass there.
     A missing entry of a training row is no kernel: it is completed once, by a draw from one normal fitted to all rows.
 
     Log-densities are float64 and exact to about 1e-10 nats, however far the row: a matrix product of the centred rows
@@ -57,6 +62,7 @@ class KernelDensity(Model, FullBatch):
         self.register_buffer("rows", torch.zeros(1, len(domain), dtype=torch.float64))
         self.register_buffer("log_weight", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("bandwidth", torch.ones(len(domain), dtype=torch.float64))
+        self.conditions: Mapping[int, Condition] = {}  # what the variables are restricted to
 
     # -- learning ----------------------------------------------------------------------------------
 
@@ -103,10 +109,36 @@ class KernelDensity(Model, FullBatch):
 
     @property
     def _kernels(self) -> "_Kernels":
-        return _Kernels(self.rows, self.log_weight, self.bandwidth)
+        return _Kernels(self.rows, self.log_weight, self.bandwidth, self._log_chance(self.conditions))
+
+    @property
+    def _theta(self) -> Tensor:
+        """Of each factor of each kernel the parameters of `Normal`, (N, D, 2)."""
+        return torch.stack((self.rows, inverse_positive(self.bandwidth).expand_as(self.rows)), dim=-1)
+
+    def _log_chance(self, conditions: Mapping[int, Condition]) -> Tensor:
+        """log of each kernel's mass under each variable's condition, 0 where there is none, (N, D)."""
+        out, theta = torch.zeros_like(self.rows), self._theta if conditions else self.rows
+        for d, condition in conditions.items():
+            out[:, d] = Normal().log_chance(theta[:, d], condition)
+        return out
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[KernelDensity, float]":
+        met = {d: both(self.conditions[d], c) if d in self.conditions else c for d, c in conditions.items()}
+        more = self._log_chance(met) - self._log_chance({d: c for d, c in self.conditions.items() if d in met})
+        joint = self.log_weight + more.nan_to_num(-torch.inf).sum(-1)
+        log_p = float(joint.logsumexp(0))
+        other = self._sub(range(len(self.domain)), self.log_weight if log_p == -torch.inf else joint.log_softmax(0))
+        other.conditions = {**self.conditions, **met}
+        return other, log_p
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
-        return torch.cat([_log_sum_exp(terms) for terms in self._kernels.terms(x.to(self.rows))])
+        x = x.to(self.rows)
+        log_p = torch.cat([_log_sum_exp(terms) for terms in self._kernels.terms(x)])
+        for d, condition in self.conditions.items():
+            inside = x[:, d].isnan() | Normal().holds(condition, x[:, d])
+            log_p = torch.where(inside, log_p, -torch.inf)
+        return log_p
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self._jitter(draw(self.log_weight.exp(), n, generator=generator), generator)
@@ -114,12 +146,25 @@ class KernelDensity(Model, FullBatch):
     def _jitter(self, which: Tensor, generator: Generator) -> Tensor:
         """A draw from each kernel named."""
         noise = torch.randn(len(which), len(self.domain), generator=generator, dtype=self.rows.dtype, device=self.rows.device)
-        return self.rows[which] + self.bandwidth * noise
+        x = self.rows[which] + self.bandwidth * noise
+        for d, condition in self.conditions.items():
+            x[:, d] = Normal().sample_within(self._theta[which, d], condition, generator=generator)
+        return x
+
+    @property
+    def _means(self) -> Tensor:
+        """Of each kernel, (N, D)."""
+        means = self.rows
+        for d, condition in self.conditions.items():
+            own = Normal().mean_within(self._theta[:, d], condition)
+            means = means.index_copy(1, torch.tensor([d], device=means.device), own[:, None])
+        return means
 
     def _sub(self, keep: Sequence[int], log_weight: Tensor) -> "KernelDensity":
         keep = list(keep)
         other = KernelDensity(self.domain.select(keep), self.config)
         other.rows, other.log_weight, other.bandwidth = self.rows[:, keep], log_weight, self.bandwidth[keep]
+        other.conditions = {i: self.conditions[d] for i, d in enumerate(keep) if d in self.conditions}
         return other
 
     def _marginal(self, keep: tuple[int, ...]) -> "KernelDensity":
@@ -127,10 +172,12 @@ class KernelDensity(Model, FullBatch):
 
     def _conditional(self, evidence: Point) -> "KernelDensity":
         terms = next(self._kernels.terms(evidence.to(self.rows)[None]))
+        if self.conditions and bool(self._log_prob(evidence[None], None, None).isneginf()):
+            raise Unavailable("conditional", self.noun, "the evidence has probability 0")
         return self._sub(evidence.isnan().nonzero()[:, 0].tolist(), terms[0].log_softmax(-1))
 
     def _mean(self) -> Point:
-        return self.log_weight.exp() @ self.rows
+        return self.log_weight.exp() @ self._means
 
     @labelled(Kind.BOUND)
     def _mode(self, evidence: Point) -> Point:
@@ -141,21 +188,28 @@ class KernelDensity(Model, FullBatch):
 
     def _climb(self) -> Point:
         """The highest point that mean shift reaches from the rows of highest density among the heaviest thousand."""
-        few = self.rows[self.log_weight.topk(min(1000, len(self.rows))).indices]
+        few = self._means[self.log_weight.topk(min(1000, len(self.rows))).indices]
         x = few[self._log_prob(few, None, None).topk(min(_MODE_STARTS, len(few))).indices]
         for _ in range(self.config.mode_steps):
-            before, x = x, self._mean_of_kernels(x)
+            before, x = x, self._inside(self._mean_of_kernels(x, self.rows))
             if bool(((x - before).abs() <= 1e-8 * self.bandwidth).all()):
                 break
         return x[self._log_prob(x, None, None).argmax()]
 
-    def _mean_of_kernels(self, x: Tensor) -> Tensor:
-        """Σ_i p(i | x_o) x_i."""
-        return torch.cat([terms.softmax(-1) @ self.rows for terms in self._kernels.terms(x)])
+    def _inside(self, x: Tensor) -> Tensor:
+        """The nearest points that meet the conditions: of a step of mean shift, so that it still goes up."""
+        for d, condition in self.conditions.items():
+            for a, b in Normal().pieces(condition):
+                x[:, d] = nearest(x[:, d], x.new_tensor(a), x.new_tensor(b))
+        return x
+
+    def _mean_of_kernels(self, x: Tensor, means: Tensor) -> Tensor:
+        """Σ_i p(i | x_o) of what is given of every kernel."""
+        return torch.cat([terms.softmax(-1) @ means for terms in self._kernels.terms(x)])
 
     def _impute(self, x: X, generator: Generator) -> X:
         x = x.to(self.rows)
-        return torch.where(x.isnan(), self._mean_of_kernels(x), x)
+        return torch.where(x.isnan(), self._mean_of_kernels(x, self._means), x)
 
     def _complete(self, x: X, generator: Generator) -> X:
         x = x.to(self.rows)
@@ -169,10 +223,12 @@ class _Kernels:
     With z = (q - m) / h and y_i = (x_i - m) / h about the mean m of the rows, the exponent is z·y_i - ½|y_i|² - ½|z|².
     """
 
-    def __init__(self, rows: Tensor, log_weight: Tensor, bandwidth: Tensor) -> None:
+    def __init__(self, rows: Tensor, log_weight: Tensor, bandwidth: Tensor, log_chance: Tensor | None = None) -> None:
         self.centre, self.bandwidth, self.log_weight = rows.mean(0), bandwidth, log_weight
         self.y = (rows - self.centre) / bandwidth
         self.half = -0.5 * self.y.square()
+        if log_chance is not None:  # a restricted factor is divided by its mass; a kernel that has none has weight 0
+            self.half = self.half - torch.where(log_chance > -torch.inf, log_chance, 0.0)
 
     def terms(self, q: Tensor) -> Iterator[Tensor]:
         """(n, N) for each chunk of the rows q, NaN = unobserved."""

@@ -1,7 +1,7 @@
 """A mixture of products of per-variable laws: mixed kinds and missing cells natively, every question in closed form."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from pofx.distributions.choose import candidates
 from pofx.distributions.columns import Columns
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import FileError, Unavailable
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model, Takes, labelled
 from pofx.models.classical.latent_class_em import Mixture, expectation_maximisation, log_joint
 from pofx.models.classical.latent_class_search import Options, Search
@@ -126,8 +127,8 @@ class LatentClass(Model, FullBatch):
     def _sub(self, keep: Sequence[int], log_pi: Tensor) -> "LatentClass":
         """The mixture of some variables under other weights."""
         other = LatentClass(self.domain.select(keep), self.config)
-        positions = self.columns.select(keep)[1].to(self.theta.device)
-        other.log_pi, other.theta = log_pi.clone(), self.theta[:, positions]
+        other.columns, positions = self.columns.select(keep)
+        other.log_pi, other.theta = log_pi.clone(), self.theta[:, positions.to(self.theta.device)]
         return other
 
     def _marginal(self, keep: tuple[int, ...]) -> "LatentClass":
@@ -138,6 +139,17 @@ class LatentClass(Model, FullBatch):
         if bool(joint.isneginf().all()):
             raise Unavailable("conditional", type(self).__name__, "the evidence has probability 0")
         return self._sub(evidence.isnan().nonzero()[:, 0].tolist(), joint.log_softmax(0))
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[LatentClass, float]":
+        joint = self.log_pi + self.columns.log_chance(self.theta, conditions).sum(-1)
+        log_p = float(joint.logsumexp(0))
+        other = self._sub(range(len(self.domain)), self.log_pi if log_p == -math.inf else joint.log_softmax(0))
+        other.columns, positions = self.columns.restricted(conditions)
+        other.theta = self.theta[:, positions.to(self.theta.device)]
+        return other, log_p
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        return (self.log_pi + self.columns.log_expectation(self.theta, factors).sum(-1)).logsumexp(-1)
 
     def _mean(self) -> Point:
         return self.log_pi.exp() @ self.columns.mean(self.theta)

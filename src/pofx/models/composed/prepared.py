@@ -1,14 +1,16 @@
 """A family behind preparation: p(x) in the user's variables from a base p(u) over what the family takes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
+from pofx.events import NEVER, Among, Between, Condition
 from pofx.models.base import FullBatch, Model
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
@@ -144,6 +146,11 @@ class Prepared(Model):
         """The base's answer, seen through the maps."""
         lifted, bent = THROUGH.get(question, (Kind.EXACT, Kind.EXACT))
         kind = self.base.answers(question, seen)
+        if question in ("restrict", "log_expectation"):
+            return Kind.NONE if self._lifted_among(seen) else kind
+        if question == "entropy":
+            plain = self.lift is None and all(self._affine()) and all(v.spike is None for v in self.domain.variables)
+            return kind if plain else Kind.NONE
         kind = kind if self.lift is None else kind.worst(lifted)
         return kind.worst(bent) if self._bent(seen) else kind
 
@@ -170,6 +177,47 @@ class Prepared(Model):
         given = [self.base.conditional(point) for point in u]
         likelihood = self.base.marginal(seen).log_prob(u[:, seen])
         return self._over(MixtureOfModels(given, log_weight + likelihood), missing)
+
+    def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
+        """The base's, of the conditions as it sees them: every map rises."""
+        for d in (d for d in conditions if self._lifted_among([d])):
+            why = f"{self.domain.names[d]!r} is lifted: its law is known up to a bound"
+            raise Unavailable("restriction to sets and intervals", self.noun, why, instead="draws: `pofx.ask.generic.conditional`")
+        base, log_p = self.base._restrict({d: self._carried(d, condition) for d, condition in conditions.items()})
+        return self._over(base, range(len(self.domain))), log_p
+
+    def _carried(self, d: int, condition: Condition) -> Condition:
+        """A condition of the user's units in the base's; on a grid an interval goes to the edges of its cells."""
+        variable = self.domain.variables[d]
+        if not isinstance(condition, Between):
+            return Among(tuple(self._carried_values(d, condition.values if isinstance(condition, Among) else (condition.value,))))
+        if variable.resolution is None:
+            return self._carried_interval(d, (condition.lower, condition.upper), condition.closed)
+        cells = cells_of(condition, variable.resolution, 0.0)
+        return self._carried_interval(d, cells[0]) if cells else NEVER
+
+    def _carried_interval(self, d: int, ends: tuple[float, float], closed: tuple[bool, bool] = (True, True)) -> Between:
+        lower, upper = self._carried_values(d, ends)
+        return Between(lower, upper, closed)
+
+    def _carried_values(self, d: int, values: Sequence[float]) -> list[float]:
+        u = torch.tensor(values, dtype=torch.float64)[:, None]
+        return (u if self.transform is None else self.transform.select([d]).cpu().inverse(u)[0])[:, 0].tolist()
+
+    def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """The base's, at the values that it sees, whose measures there differ by the slope of the map."""
+        seen = {}
+        for d, (values, log_w) in factors.items():
+            u, slope = values[:, None].double(), torch.zeros(len(values), dtype=torch.float64)
+            if self.transform is not None:
+                u, slope = self.transform.select([d]).cpu().inverse(u)
+            seen[d] = u[:, 0], log_w + slope
+        return self.base.log_expectation(seen)
+
+    def _entropy(self) -> float:
+        """The base's, and the mean log-slope of the maps, which are affine."""
+        slope = 0.0 if self.transform is None else float((self.transform.width * self.transform.scale).log().sum())
+        return self.base.entropy() + slope
 
     def _check_possible(self, u: Tensor) -> None:
         if bool(u.isinf().any()):

@@ -195,7 +195,7 @@ class VAE(Model):
 class VAEConfig(GradientConfig):
     """Options of the variational auto-encoder."""
 
-    takes = Takes.DISCRETE
+    takes = Takes.SCALED
     conditional = True
     cites = (
         "@inproceedings{kingma2014auto, title={Auto-encoding variational {B}ayes}, author={Kingma, Diederik P. and Welling, Max}, "

@@ -113,7 +113,7 @@ def test_unrolled_it_gives_what_the_pass_gives(made):
         seen[d] = outputs
         return x[d]
 
-    assert torch.equal(net.unroll(solve, x, c), x)
+    assert torch.equal(net.unroll(solve, x, c).x, x)
     assert_close(torch.stack([seen[d] for d in range(5)], 1), net(x, c))
 
 

@@ -552,3 +552,26 @@ def test_actnorm_starts_where_rows_are_standard_and_constants_keep_their_scale()
     u = T.inverse(x)[0].detach()
     assert_close(u.mean(0), torch.zeros(3), atol=1e-9, rtol=0)
     assert_close(u.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
+
+
+# -- autoregressive --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("monotone", [Shift(), Affine(), RationalQuadratic(4, 3.0)], ids=["shift", "affine", "spline"])
+@pytest.mark.parametrize("options", [{}, {"backwards": True, "context": 2}, {"residual": True, "widths": (6, 6, 6)}, {"widths": (7,)}])
+def test_gradients_of_the_unrolled_way_are_those_of_one_pass_a_variable(options, monotone):
+    T = away_from_identity(Autoregressive(4, monotone, **{"widths": (6, 5), **options}))
+    u, c = torch.randn(4, 3).requires_grad_(), torch.randn(2, 3).requires_grad_() if "context" in options else None
+    weights = (torch.randn(4, 3), torch.randn(3))
+    inputs = [u, *([] if c is None else [c]), *T.parameters()]
+
+    def gradients(x, log_det):
+        return torch.autograd.grad((weights[0] * x).sum() + (weights[1] * log_det).sum(), inputs)
+
+    x, log_slope = torch.zeros_like(u), torch.zeros_like(u)
+    for _ in range(4):  # after i passes, i variables are right
+        x, log_slope = monotone.to_data(u, T.net(x, c))
+    unrolled = T.to_data(u, c)
+    assert_close(unrolled, (x, log_slope.sum(0)))
+    for ours, theirs in zip(gradients(*unrolled), gradients(x, log_slope.sum(0)), strict=True):
+        assert_close(ours, theirs, rtol=1e-9, atol=1e-9)

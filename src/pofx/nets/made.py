@@ -10,7 +10,7 @@ Residual blocks: Nash and Durkan, "Autoregressive energy machines", ICML 2019, a
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,46 +78,112 @@ class MADE(nn.Module):
         """Those that come before it."""
         return slice(self.dim - i, self.dim) if self.backwards else slice(i)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """Every parameter, in the order in which `pull_back` gives their gradients."""
+        each: list[Tensor] = [t for layer in (*self.layers, self.last) for t in (layer.weight, layer.bias)]
+        return each if self.context is None else [*each, self.context.weight]
+
     @torch.no_grad()
-    def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> Tensor:
+    def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> "Unrolled":
         """x (D, N) with x_d = solve(d, outputs of variable d), one after the other; each unit is computed once: half a pass in all."""
-        state = _Unrolled(self, like, c)
+        state = Unrolled.blank(self, like)
+        by_context = None if self.context is None or c is None else self.context.weight @ c
         weight, bias = self.last.weight.view(self.size, self.dim, -1), self.last.bias.view(self.size, self.dim, 1)
         for i in range(self.dim):
-            d, known = self.at(i), state.complete(i)
-            state.take(d, solve(d, torch.addmm(bias[:, d], weight[:, d, : len(known)], known)))
-        return state.x
+            d, known = self.at(i), self._complete(i, state, by_context)
+            state.outputs[:, d] = torch.addmm(bias[:, d], weight[:, d, : len(known)], known)
+            state.x[d] = solve(d, state.outputs[:, d])
+            torch.clamp(state.x[d], -FAR, FAR, out=state.steering[d])
+        return state
 
+    def _units(self, i: int, j: int) -> slice:
+        """Of layer j, those that see i variables and no more."""
+        return slice(self.ends[j][i - 1] if i else 0, self.ends[j][i])
 
-class _Unrolled:
-    """What is known of x and of the hidden units so far."""
-
-    def __init__(self, net: MADE, like: Tensor, c: Tensor | None) -> None:
-        self.net, self.x, self.steering = net, torch.empty_like(like), torch.empty_like(like)
-        self.h = [like.new_empty(layer.out_features, like.shape[1]) for layer in net.layers]
-        self.lit = self.h if set(net.skips) == {None} else [torch.empty_like(h) for h in self.h]
-        self.by_context = None if net.context is None or c is None else net.context.weight @ c
-
-    def take(self, d: int, x: Tensor) -> None:
-        """x_d."""
-        self.x[d] = x
-        torch.clamp(x, -FAR, FAR, out=self.steering[d])
-
-    def complete(self, i: int) -> Tensor:
-        """The units that see i variables and no more, and with them all of the last layer that variable i may see."""
-        seen = self.net.before(i)
-        below = self.steering[seen]
-        for j, (layer, skip, ends) in enumerate(zip(self.net.layers, self.net.skips, self.net.ends, strict=True)):
-            new = slice(ends[i - 1] if i else 0, ends[i])
-            z = torch.addmm(layer.bias[new, None], layer.weight[new, seen], below, out=self.h[j][new])
-            if j == 0 and self.by_context is not None:
-                z += self.by_context[new]
+    def _complete(self, i: int, state: "Unrolled", by_context: Tensor | None) -> Tensor:
+        """Compute those units of every layer; all of the last layer that the i-th variable may see."""
+        seen, below = self.before(i), state.steering
+        for j, (layer, skip) in enumerate(zip(self.layers, self.skips, strict=True)):
+            new = self._units(i, j)
+            z = torch.addmm(layer.bias[new, None], layer.weight[new, seen], below[seen], out=state.z[j][new])
+            if j == 0 and by_context is not None:
+                z += by_context[new]
             if skip is not None:
-                z += self.h[skip][new]
-            torch.clamp_min(z, 0, out=self.lit[j][new])
-            seen = slice(ends[i])
-            below = self.lit[j][seen]
-        return below
+                z += state.z[skip][new]
+            torch.clamp_min(z, 0, out=state.lit[j][new])
+            seen, below = slice(self.ends[j][i]), state.lit[j]
+        return below[seen]
+
+    @torch.no_grad()
+    def pull_back(
+        self, state: "Unrolled", grad: Tensor, by_x: Tensor, own: Tensor, c: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """The gradient in every x_d, of all that came of it, in c, and in the weights: the last variable first, as cheap as the way there.
+
+        Args:
+            state: what was unrolled.
+            grad: in x from outside, (D, N).
+            by_x: d x_d / d outputs of d, (size, D, N).
+            own: the gradient that the outputs have from outside, (size, D, N).
+            c: conditions (C, N).
+        """
+        grad, weight = grad.clone(), self.last.weight.view(self.size, self.dim, -1)
+        inside = state.x.abs() <= FAR
+        to_outputs, to_z = torch.empty_like(own), [torch.zeros_like(z) for z in state.z]
+        to_lit = [torch.zeros_like(z) for z in state.z]
+        for i in reversed(range(self.dim)):
+            d, known = self.at(i), slice(self.ends[-1][i])
+            to_outputs[:, d] = by_x[:, d] * grad[d] + own[:, d]
+            to_lit[-1][known].addmm_(weight[:, d, known].T, to_outputs[:, d])
+            self._pull_units(i, state, to_z, to_lit, grad, inside)
+        to_c = None if self.context is None or c is None else self.context.weight.T @ to_z[0]
+        return grad, to_c, self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
+
+    def _pull_units(self, i: int, state: "Unrolled", to_z: list[Tensor], to_lit: list[Tensor], grad: Tensor, inside: Tensor) -> None:
+        """From the units that see i variables to what they see."""
+        for j in reversed(range(len(self.layers))):
+            new, layer, skip = self._units(i, j), self.layers[j], self.skips[j]
+            to_z[j][new] += to_lit[j][new] * (state.lit[j][new] > 0)
+            if skip is not None:
+                to_z[skip][new] += to_z[j][new]
+            seen = self.before(i) if j == 0 else slice(self.ends[j - 1][i])
+            down = layer.weight[new, seen].T @ to_z[j][new]
+            if j:
+                to_lit[j - 1][seen] += down
+            else:
+                grad[seen] += down * inside[seen]
+
+    def _weight_gradients(self, state: "Unrolled", to_outputs: Tensor, to_z: list[Tensor], c: Tensor | None) -> list[Tensor]:
+        inputs, found = [state.steering, *state.lit], []
+        for layer, into, of in zip((*self.layers, self.last), inputs, (*to_z, to_outputs), strict=True):
+            found += [(of @ into.T).mul_(layer.mask), of.sum(1)]
+        return found if self.context is None or c is None else [*found, to_z[0] @ c.T]
+
+
+class Unrolled(NamedTuple):
+    """What a net was at every variable and unit.
+
+    Args:
+        x: the variables, (D, N).
+        steering: the same, clipped.
+        outputs: (size, D, N).
+        z: of each layer before the ReLU, (units, N).
+        lit: after it; where no block adds to z, the same tensor.
+    """
+
+    x: Tensor
+    steering: Tensor
+    outputs: Tensor
+    z: list[Tensor]
+    lit: list[Tensor]
+
+    @classmethod
+    def blank(cls, net: MADE, like: Tensor) -> "Unrolled":
+        """Room for it."""
+        z = [like.new_empty(layer.out_features, like.shape[1]) for layer in net.layers]
+        lit = z if set(net.skips) == {None} else [torch.empty_like(one) for one in z]
+        return cls(torch.empty_like(like), torch.empty_like(like), like.new_empty(net.size, *like.shape), z, lit)
 
 
 class Masked(nn.Module):

@@ -1,9 +1,11 @@
 """Autoregressive transforms: each variable is moved by a monotone map that the variables before it steer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pofx.nets.made import MADE
 from pofx.transforms.base import Upright
@@ -13,9 +15,8 @@ from pofx.transforms.monotone import Affine, Monotone
 class Autoregressive(Upright):
     """u_i = f(x_i; raw_i(x_1 ... x_i-1, c)): masked autoregressive flow, J_T triangular.
 
-    Data to base is one pass of the net. Base to data solves one variable after the other; `MADE.unroll` computes each hidden
-    unit once, so that it costs about one pass, too, and not D. Where gradients are wanted through it, it is D passes; its `Inverse`
-    (inverse autoregressive flow) has the cheap gradients that way round. Starts as the identity.
+    Data to base is one pass of the net. Base to data solves one variable after the other; `MADE.unroll` computes each hidden unit
+    once, so that this costs about one pass, too, and not D, gradients included. Starts as the identity.
 
     Source: Papamakarios, Pavlakou and Murray, "Masked autoregressive flow for density estimation", NeurIPS 2017, arXiv:1705.07057.
 
@@ -50,21 +51,42 @@ class Autoregressive(Upright):
 
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One variable after the other."""
-        return self._dense(u, c) if torch.is_grad_enabled() else self._unrolled(u, c)
+        x, log_slope = _ToData.apply(u, c, self, *self.net.weights)
+        return x, log_slope.sum(0)
 
-    def _unrolled(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = u.new_zeros(u.shape[1])
+
+class _ToData(torch.autograd.Function):
+    """x_i = f^-1(u_i; raw_i(x_1 ... x_i-1, c)). Its gradient unrolls too, the last variable first: no more work than the way there."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, c: Tensor | None, transform: Autoregressive, *weights: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        log_slope = torch.empty_like(u)
 
         def solve(d: int, raw: Tensor) -> Tensor:
-            x, log_slope = self.monotone.to_data(u[d : d + 1], raw[:, None])
-            total.add_(log_slope[0])
+            x, log_slope[d : d + 1] = transform.monotone.to_data(u[d : d + 1], raw[:, None])
             return x[0]
 
-        return self.net.unroll(solve, u, c), total
+        state = transform.net.unroll(solve, u, c)
+        ctx.transform, ctx.state = transform, state
+        ctx.save_for_backward(u, *([] if c is None else [c]))
+        return state.x.clone(), log_slope
 
-    def _dense(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """After i passes, i variables are right."""
-        x, log_slope = self.monotone.to_data(u, self.net(torch.zeros_like(u), c))
-        for _ in range(len(u) - 1):
-            x, log_slope = self.monotone.to_data(u, self.net(x, c))
-        return x, log_slope.sum(0)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        u, *given = ctx.saved_tensors
+        c, net = (given[0] if given else None), ctx.transform.net
+        with torch.enable_grad():
+            parts = u.detach().requires_grad_(), ctx.state.outputs.detach().requires_grad_()
+            x, log_slope = ctx.transform.monotone.to_data(*parts)
+            by_u, by_raw = torch.autograd.grad(x, parts, torch.ones_like(x), retain_graph=True)
+            own_u, own_raw = _gradient(log_slope, parts, grad_log)
+        grad, to_c, weights = net.pull_back(ctx.state, grad_x, by_raw, own_raw, c)
+        return grad * by_u + own_u, to_c, None, *weights
+
+
+def _gradient(value: Tensor, of: tuple[Tensor, Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """Zeros where the value does not depend on them."""
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(t) for t in of)
+    return torch.autograd.grad(value, of, grad, allow_unused=True, materialize_grads=True)

@@ -61,13 +61,14 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """(size, D, N) of (D, N) and (C, N)."""
-        h = [self.layers[0](x.clamp(-FAR, FAR))]
-        if self.context is not None and c is not None:
-            h[0] = torch.addmm(h[0], self.context.weight, c)
+        z = self.layers[0](x.clamp(-FAR, FAR))
+        z = z if self.context is None or c is None else torch.addmm(z, self.context.weight, c)
+        added = z
         for layer, skip in zip(self.layers[1:], self.skips[1:], strict=True):
-            z = layer(relu(h[-1]))
-            h.append(z if skip is None else z + h[skip])
-        outputs: Tensor = self.last(relu(h[-1]))
+            z = layer(relu(z))
+            if skip is not None:
+                z = added = z + added
+        outputs: Tensor = self.last(relu(z))
         return outputs.view(self.size, self.dim, -1)
 
     def at(self, i: int) -> int:

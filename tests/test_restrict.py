@@ -226,3 +226,38 @@ def test_products_and_entropy_in_the_users_words(table):
     assert float(estimate.error) > 0
     bound = pofx.fit(table, "gaussian").entropy(500)
     assert "an upper bound" in bound.how
+
+
+# -- normals: the probability of an interval, though what is left of them is none ------------------
+
+
+@pytest.mark.parametrize("evidence", [{}, {"x2": 0.3}])
+def test_a_gaussian_knows_the_probability_of_an_interval(evidence):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(500, 3, generator=g) @ torch.tensor([[1.0, 0.5, 0.2], [0.0, 0.8, -0.4], [0.0, 0.0, 0.5]]) + 1
+    p = pofx.fit(x.numpy(), "gaussian", schema=Domain.real(3))
+    q = p.conditional(evidence) if evidence else p
+    found = q.probability({"x0": pofx.Between(-0.5, 1.2)})
+    law = q.marginal("x0").model
+    line = torch.linspace(-0.5, 1.2, 20_001)[:, None]
+    assert found.kind is Kind.EXACT
+    assert float(found) == pytest.approx(float(torch.trapezoid(law.log_prob(line).exp(), line[:, 0])), abs=1e-8)
+    far = q.probability({"x0": pofx.Between(30.0)})
+    assert far.kind is Kind.EXACT
+    assert 0 < float(far) < 1e-50
+
+
+@pytest.mark.parametrize(("covariance", "kind"), [("full", Kind.ESTIMATE), ("diagonal", Kind.EXACT)])
+def test_two_intervals_at_once_are_closed_where_components_are_diagonal(covariance, kind):
+    g = torch.Generator().manual_seed(1)
+    x = torch.cat((torch.randn(200, 2, generator=g) - 2, torch.randn(300, 2, generator=g) + 1))
+    p = pofx.fit(x.numpy(), "gmm", components=2, covariance=covariance, schema=Domain.real(2))
+    one = p.probability({"x0": pofx.Between(-1.0, 2.0)})
+    both = p.probability({"x0": pofx.Between(-1.0, 2.0), "x1": pofx.Between(0.0)})
+    assert (one.kind, both.kind) == (Kind.EXACT, kind)
+    axis = torch.arange(-1.0, 2.0, 0.01) + 0.005
+    grid = torch.cartesian_prod(axis, torch.arange(0.0, 12.0, 0.01) + 0.005)
+    truth = float(p.model.log_prob(grid).exp().sum() * 1e-4)
+    allowed = 1e-4 if kind is Kind.EXACT else 4.9 * float(both.error) + 1e-4
+    assert float(both) == pytest.approx(truth, abs=allowed)
+    assert float(one) == pytest.approx(float(p.marginal("x0").model.log_prob(axis[:, None]).exp().sum() * 0.01), abs=1e-4)

@@ -246,6 +246,32 @@ class Law(abc.ABC):
         raise Unavailable("entropy", type(self).__name__, "no closed form", instead="the mean of -log_prob over samples")
 
 
+class OfLaw(Law, abc.ABC):
+    """A law made of one other, whose values it takes."""
+
+    law: Law
+
+    @property
+    def stand_in(self) -> float:
+        """Its."""
+        return self.law.stand_in
+
+    @property
+    def continuous(self) -> bool:  # type: ignore[override]
+        """Its."""
+        return self.law.continuous
+
+    @property
+    def numbers(self) -> bool:  # type: ignore[override]
+        """Its."""
+        return self.law.numbers
+
+    @property
+    def support(self) -> tuple[float, float]:  # type: ignore[override]
+        """Its."""
+        return self.law.support
+
+
 def free_to_ask(x: Tensor) -> bool:
     """Whether a value of x may steer the program at no cost: on the CPU, and not under a compiler."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -394,6 +394,16 @@ class EndlessCount(Law):
     lower: int
     continuous = False
 
+    @property
+    def stand_in(self) -> float:
+        """The first integer."""
+        return float(self.lower)
+
+    @property
+    def support(self) -> tuple[float, float]:  # type: ignore[override]
+        """The first integer and infinity."""
+        return float(self.lower), math.inf
+
     def pieces(self, condition: Condition) -> Pieces:
         """Each run of integers as (first - 1/2, last + 1/2]."""
         if not isinstance(condition, Between):
@@ -450,16 +460,6 @@ class Poisson(EndlessCount):
     lower: int = 0
     width = 1
 
-    @property
-    def stand_in(self) -> float:
-        """The first integer."""
-        return float(self.lower)
-
-    @property
-    def support(self) -> tuple[float, float]:  # type: ignore[override]
-        """The first integer and infinity."""
-        return float(self.lower), math.inf
-
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
         k, inside = _count(x, self.lower)
         rate = self._rate(parameters)
@@ -513,16 +513,6 @@ class NegativeBinomial(EndlessCount, NewtonFit):
 
     lower: int = 0
     width = 2
-
-    @property
-    def stand_in(self) -> float:
-        """The first integer."""
-        return float(self.lower)
-
-    @property
-    def support(self) -> tuple[float, float]:  # type: ignore[override]
-        """The first integer and infinity."""
-        return float(self.lower), math.inf
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
         k, inside = _count(x, self.lower)

@@ -16,7 +16,7 @@ parameters; the families keep float64.
 
 import abc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -25,6 +25,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pofx.distributions.base import inverse_positive
+from pofx.distributions.continuous import Normal
+from pofx.errors import Unavailable
+from pofx.events import Condition
 from pofx.types import Generator, Point
 
 Rows = Float[Tensor, "N D"]  # NaN = unobserved
@@ -179,6 +183,24 @@ class Normals(abc.ABC):
     @abc.abstractmethod
     def conditional(self, evidence: Point) -> "Normals":
         """The normals of the variables that are NaN in the evidence, given the others."""
+
+    def sums_over(self, variables: Sequence[int]) -> bool:
+        """Whether the probability of a condition on each of them is in closed form: they are independent, or one."""
+        return len(variables) <= 1 or self.spread.shape[-1] == 1
+
+    def log_chance(self, conditions: Mapping[int, Condition]) -> Float[Tensor, " K"]:
+        """log P_k(conditions), one a variable.
+
+        Raises:
+            Unavailable: several variables that are not independent.
+        """
+        if not self.sums_over(list(conditions)):
+            raise Unavailable("the probability of several intervals", "a full-covariance normal", "no closed form", instead="draws")
+        total = self.mean.new_zeros(len(self.mean))
+        for d, condition in conditions.items():
+            scale = self.marginal([d]).spread.flatten().sqrt().expand(len(total))
+            total = total + Normal().log_chance(torch.stack((self.mean[:, d], inverse_positive(scale)), -1), condition)
+        return total
 
     @abc.abstractmethod
     def fill(self, x: Rows, log_weight: LogWeights) -> Rows:

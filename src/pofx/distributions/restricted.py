@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pofx.distributions.base import Law, Parameters, Values
+from pofx.distributions.base import Law, OfLaw, Parameters, Values
 from pofx.distributions.discrete import FiniteLaw, RestrictedFinite
 from pofx.errors import Unavailable
 from pofx.events import Condition, both
@@ -14,7 +14,7 @@ from pofx.types import Generator
 
 
 @dataclass(frozen=True)
-class Restricted(Law):
+class Restricted(OfLaw):
     """p(x | x in S) = p(x) 1[x in S] / P(S), with the law's own parameters.
 
     Where P(S) is 0 no value has a density, and the other numbers are the law's own: weights of 0 hide them.
@@ -31,26 +31,6 @@ class Restricted(Law):
     def width(self) -> int:
         """That of the law."""
         return self.law.width
-
-    @property
-    def stand_in(self) -> float:
-        """That of the law."""
-        return self.law.stand_in
-
-    @property
-    def continuous(self) -> bool:  # type: ignore[override]
-        """That of the law."""
-        return self.law.continuous
-
-    @property
-    def numbers(self) -> bool:  # type: ignore[override]
-        """That of the law."""
-        return self.law.numbers
-
-    @property
-    def support(self) -> tuple[float, float]:  # type: ignore[override]
-        """That of the law, in which S lies."""
-        return self.law.support
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
         log_p, log_s = self.law._log_prob(parameters, x), self.law.log_chance(parameters, self.condition)

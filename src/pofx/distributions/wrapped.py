@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pofx.distributions.base import Law, Parameters, Pieces, Truths, Values, inverse_positive, nearest, total, weighted_sums
+from pofx.distributions.base import Law, OfLaw, Parameters, Pieces, Truths, Values, inverse_positive, nearest, total, weighted_sums
 from pofx.distributions.continuous import HiddenNormal
 from pofx.distributions.newton import NewtonFit, distinct
 from pofx.errors import OptionError
@@ -223,7 +223,7 @@ class Gridded(NewtonFit):
 
 
 @dataclass(frozen=True)
-class MixtureLaw(Law):
+class MixtureLaw(OfLaw):
     """p(x) = sum_c pi_c p_c(x), every p_c of the same law; parameters: the logits of pi, then those of each component.
 
     Args:
@@ -245,26 +245,6 @@ class MixtureLaw(Law):
     def width(self) -> int:
         """A logit and the law's parameters for each component."""
         return self.components * (1 + self.law.width)
-
-    @property
-    def stand_in(self) -> float:
-        """That of the law."""
-        return self.law.stand_in
-
-    @property
-    def continuous(self) -> bool:  # type: ignore[override]
-        """That of the law."""
-        return self.law.continuous
-
-    @property
-    def numbers(self) -> bool:  # type: ignore[override]
-        """That of the law."""
-        return self.law.numbers
-
-    @property
-    def support(self) -> tuple[float, float]:  # type: ignore[override]
-        """That of the law."""
-        return self.law.support
 
     def _log_prob(self, parameters: Parameters, x: Values) -> Values:
         return self._joint(parameters, x).logsumexp(-1)

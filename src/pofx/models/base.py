@@ -140,6 +140,8 @@ class Model(nn.Module, abc.ABC):
             seen: variables that evidence fixes.
         """
         hook = getattr(type(self), f"_{question}")
+        if hook is Model._log_chance:
+            return self.answers("restrict", seen)
         return Kind.NONE if hook is getattr(Model, f"_{question}") else getattr(hook, "kind", Kind.EXACT)
 
     def marginal(self, keep: Sequence[int]) -> "Model":
@@ -178,7 +180,7 @@ class Model(nn.Module, abc.ABC):
 
     def log_chance(self, event: Event) -> float:
         """log P(event) of sets and intervals, -inf where it has probability 0; raises as `restrict`."""
-        return self._restrict(self._open(event))[1]
+        return self._log_chance(self._open(event))
 
     def _open(self, event: Event) -> Mapping[int, Condition]:
         """The event's conditions, checked."""
@@ -270,6 +272,10 @@ class Model(nn.Module, abc.ABC):
     def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[Model, float]":
         """The model given the conditions, one a variable, and log P of them all; where that is -inf, any model."""
         raise self._refuse("restriction to sets and intervals", "draws: `pofx.ask.generic.conditional`")
+
+    def _log_chance(self, conditions: Mapping[int, Condition]) -> float:
+        """log P of the conditions; a family may know it though what is left is no model of its own."""
+        return self._restrict(conditions)[1]
 
     def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
         raise self._refuse("expectation of products", "the mean over draws")

@@ -383,16 +383,19 @@ def _entropy(s: Subject, keep: list[int]) -> Tensor:
 
 
 def entropy_by_cells(s: Subject, g: Generator) -> None:
-    """-E[log p]: the family's where it is closed, over draws, and over the cells."""
-    truth = known(torch.special.entr(s.cells.p).sum())
+    """-E[log p]: over draws, and over the cells."""
+    _entropy_is(s, known(torch.special.entr(s.cells.p).sum()), g)
+
+
+def entropy_by_weights(s: Subject, g: Generator) -> None:
+    """-E[log p]: over draws, and over draws of another law weighted by the density."""
+    _entropy_is(s, s.draw(Event(s.world.domain, {}), "sir", g).expectation(lambda x: -s.model.log_prob(x).double()), g)
+
+
+def _entropy_is(s: Subject, truth: Pair, g: Generator) -> None:
     s.agree("the entropy over draws", _pair(entropy(s.blind, draws=10_000, generator=g)), truth)
     if s.model.answers("entropy") is Kind.EXACT:
         s.agree("the entropy", known(s.model.entropy()), truth)
-
-
-def entropy_by_draws(s: Subject, g: Generator) -> None:
-    """-E[log p]: the family's, and over draws."""
-    s.agree("the entropy", known(s.model.entropy()), _pair(entropy(s.blind, draws=10_000, generator=g)))
 
 
 # -- parts -----------------------------------------------------------------------------------------

@@ -175,15 +175,10 @@ def mutual_information(model: Model, world: World) -> Cell:
 
 
 def entropy(model: Model, world: World) -> Cell:
-    """-E[log p(x)]."""
-    kind = model.answers("entropy")
+    """-E[log p(x)]; whether it is closed may hang on the laws that are learned, so the family's own is held where it turns out to be."""
     if model.density is not Kind.EXACT:
-        return Open(kind, "the mean of a log_prob that is not exact is the entropy of nothing")
-    if world.discrete:
-        return Held(kind, CELLS, held.entropy_by_cells)
-    if kind is Kind.EXACT:
-        return Held(kind, DRAWS, held.entropy_by_draws)
-    return Open(kind, "a mean over its draws is all there is: its terms are held under `log_prob`")
+        return Open(Kind.NONE, "the mean of a log_prob that is not exact is the entropy of nothing")
+    return Held(Kind.NONE, CELLS, held.entropy_by_cells) if world.discrete else Held(Kind.NONE, WEIGHTS, held.entropy_by_weights)
 
 
 QUESTIONS: dict[str, Callable[[Model, World], Cell]] = {

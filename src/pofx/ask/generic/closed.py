@@ -56,14 +56,24 @@ def closed(model: Model, event: Event) -> Model:
     return whole.conditional(_point(model, event)) if event.seen else whole
 
 
+def sums_out(model: Model, event: Event) -> bool:
+    """Whether the family knows P(event), though p(x | event) may be no model of its own."""
+    closed_form = model.density is Kind.EXACT and model.missing is Kind.EXACT
+    point = not event.seen or model.answers("conditional", event.seen) is Kind.EXACT
+    return closed_form and (not event.open or (point and model.answers("log_chance", sorted(event.open)) is Kind.EXACT))
+
+
 def log_probability(model: Model, event: Event) -> float:
-    """log P(event) where `is_closed`; a fixed value counts with its measure: the width of a grid's cell, 1 at a spike, level or count."""
+    """log P(event) where `sums_out`; a fixed value counts with its measure: the width of a grid's cell, 1 at a spike, level or count."""
+    if not event.seen:
+        return model.log_chance(event)
     point = _point(model, event)
-    whole, log_p = _restricted(model, event)
-    if log_p == -torch.inf or not event.seen:
-        return log_p
     with torch.no_grad():
-        return log_p + float(whole.log_prob(point)) + float(log_measure(event, point[None], event.seen))
+        value = float(model.log_prob(point)) + float(log_measure(event, point[None], event.seen))
+    if value == -torch.inf or not event.open:
+        return value
+    rest = model.conditional(point)
+    return value + rest.log_chance(Event.of(rest.domain, {event.domain.names[d]: condition for d, condition in event.open.items()}))
 
 
 def log_measure(event: Event, x: Float[Tensor, "P D"], variables: Iterable[int]) -> Float[Tensor, " P"]:

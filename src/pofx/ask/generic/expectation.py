@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.ask.generic.closed import is_closed, log_probability
+from pofx.ask.generic.closed import log_probability, sums_out
 from pofx.ask.generic.draws import Function, checked
 from pofx.ask.generic.space import draws_of
 from pofx.errors import DataError, OptionError
@@ -116,7 +116,7 @@ def _closed(model: Model, event: Event) -> Answer | None:
         return Answer(np.asarray(0.0), Kind.EXACT, None, "a continuous variable takes a value given in advance with probability 0")
     if not event.conditions:
         return Answer(np.asarray(1.0), Kind.EXACT, None, "nothing is asked")
-    if not is_closed(model, event):
+    if not sums_out(model, event):
         return None
     return Answer(np.asarray(math.exp(log_probability(model, event))), Kind.EXACT, None, "in closed form")
 

@@ -1,7 +1,7 @@
 """One full-covariance normal: every question in closed form, learned exactly from rows with holes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pofx.distributions.gaussian import Gaussians, Normals, Prior, data_variance
 from pofx.domain import Domain
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model
 from pofx.models.classical.gaussian_em import Mixture, expectation_maximisation
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
@@ -118,6 +119,13 @@ class Gaussian(Model, FullBatch):
 
     def _mean(self) -> Point:
         return self.mu.clone()
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """The probability of an interval is closed for one variable at a time."""
+        return Kind.NONE if question == "log_chance" and len(seen) > 1 else super().answers(question, seen)
+
+    def _log_chance(self, conditions: Mapping[int, Condition]) -> float:
+        return float(self.gaussians.log_chance(conditions)[0])
 
     def _entropy(self) -> torch.Tensor:
         return self.gaussians.entropy()[0]

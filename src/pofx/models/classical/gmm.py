@@ -1,7 +1,7 @@
 """A mixture of normals: questions in closed form, learned by regularised EM from rows with holes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -14,6 +14,7 @@ from pofx.distributions.drawing import draw, draw_per_row
 from pofx.distributions.gaussian import DiagonalGaussians, Gaussians, LogWeights, Moments, Normals, Prior, data_variance, normals
 from pofx.domain import Domain
 from pofx.errors import DataError
+from pofx.events import Condition
 from pofx.models.base import FamilyConfig, FullBatch, Model, labelled
 from pofx.models.classical.gaussian_em import Mixture, QuadraticEStep, expectation_maximisation
 from pofx.models.classical.kmeans import partition
@@ -110,6 +111,14 @@ class GaussianMixture(Model, FullBatch):
         evidence = evidence.to(self.mu)
         weight = self._joint(evidence[None])[0].log_softmax(-1)
         return self._sub(evidence.isnan().nonzero()[:, 0].tolist(), self.components.conditional(evidence), weight)
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """The probability of intervals is closed for one variable, or where the components are diagonal."""
+        open_ = question == "log_chance" and not self.components.sums_over(seen)
+        return Kind.NONE if open_ else super().answers(question, seen)
+
+    def _log_chance(self, conditions: Mapping[int, Condition]) -> float:
+        return float((self.log_weight.log_softmax(-1) + self.components.log_chance(conditions)).logsumexp(-1))
 
     def _mean(self) -> Point:
         return self.log_weight.softmax(-1) @ self.mu

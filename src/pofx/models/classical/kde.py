@@ -109,14 +109,14 @@ class KernelDensity(Model, FullBatch):
 
     @property
     def _kernels(self) -> "_Kernels":
-        return _Kernels(self.rows, self.log_weight, self.bandwidth, self._log_chance(self.conditions))
+        return _Kernels(self.rows, self.log_weight, self.bandwidth, self._log_masses(self.conditions))
 
     @property
     def _theta(self) -> Tensor:
         """Of each factor of each kernel the parameters of `Normal`, (N, D, 2)."""
         return torch.stack((self.rows, inverse_positive(self.bandwidth).expand_as(self.rows)), dim=-1)
 
-    def _log_chance(self, conditions: Mapping[int, Condition]) -> Tensor:
+    def _log_masses(self, conditions: Mapping[int, Condition]) -> Tensor:
         """log of each kernel's mass under each variable's condition, 0 where there is none, (N, D)."""
         out, theta = torch.zeros_like(self.rows), self._theta if conditions else self.rows
         for d, condition in conditions.items():
@@ -125,7 +125,7 @@ class KernelDensity(Model, FullBatch):
 
     def _restrict(self, conditions: Mapping[int, Condition]) -> "tuple[KernelDensity, float]":
         met = {d: both(self.conditions[d], c) if d in self.conditions else c for d, c in conditions.items()}
-        more = self._log_chance(met) - self._log_chance({d: c for d, c in self.conditions.items() if d in met})
+        more = self._log_masses(met) - self._log_masses({d: c for d, c in self.conditions.items() if d in met})
         joint = self.log_weight + more.nan_to_num(-torch.inf).sum(-1)
         log_p = float(joint.logsumexp(0))
         other = self._sub(range(len(self.domain)), self.log_weight if log_p == -torch.inf else joint.log_softmax(0))

@@ -146,7 +146,7 @@ class Prepared(Model):
         """The base's answer, seen through the maps."""
         lifted, bent = THROUGH.get(question, (Kind.EXACT, Kind.EXACT))
         kind = self.base.answers(question, seen)
-        if question in ("restrict", "log_expectation"):
+        if question in ("restrict", "log_chance", "log_expectation"):
             return Kind.NONE if self._lifted_among(seen) else kind
         if question == "entropy":
             plain = self.lift is None and all(self._affine()) and all(v.spike is None for v in self.domain.variables)
@@ -179,12 +179,19 @@ class Prepared(Model):
         return self._over(MixtureOfModels(given, log_weight + likelihood), missing)
 
     def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
-        """The base's, of the conditions as it sees them: every map rises."""
+        """The base's, of the conditions as it sees them."""
+        base, log_p = self.base._restrict(self._conditions(conditions))
+        return self._over(base, range(len(self.domain))), log_p
+
+    def _log_chance(self, conditions: Mapping[int, Condition]) -> float:
+        return self.base._log_chance(self._conditions(conditions))
+
+    def _conditions(self, conditions: Mapping[int, Condition]) -> dict[int, Condition]:
+        """As the base sees them: every map rises."""
         for d in (d for d in conditions if self._lifted_among([d])):
             why = f"{self.domain.names[d]!r} is lifted: its law is known up to a bound"
             raise Unavailable("restriction to sets and intervals", self.noun, why, instead="draws: `pofx.ask.generic.conditional`")
-        base, log_p = self.base._restrict({d: self._carried(d, condition) for d, condition in conditions.items()})
-        return self._over(base, range(len(self.domain))), log_p
+        return {d: self._carried(d, condition) for d, condition in conditions.items()}
 
     def _carried(self, d: int, condition: Condition) -> Condition:
         """A condition of the user's units in the base's; on a grid an interval goes to the edges of its cells."""

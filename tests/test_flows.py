@@ -156,6 +156,30 @@ def test_an_odd_number_of_layers_is_refused():
         RealNVPConfig(layers=5)
 
 
+@pytest.mark.parametrize(("rows", "epochs"), [(200, 300), (1000, 75), (10**6, 2)])
+def test_the_length_of_a_run_follows_the_rows(rows, epochs):
+    assert NeuralSplineConfig().for_rows(rows).max_epochs == epochs
+    assert NeuralSplineConfig(max_epochs=7).for_rows(rows).max_epochs == 7
+
+
+@pytest.mark.parametrize("base", ["student", "mixture"])
+def test_a_base_is_learned_too(config, base):
+    flow = bent(config, 2, base=base, components=3)
+    assert all(p.requires_grad for p in flow.base.parameters())
+    x = flow.sample(500, generator=generator())
+    assert x.isfinite().all()
+    assert flow.log_prob(x).isfinite().all()
+
+
+def test_tails_of_a_student_base_are_heavy():
+    """Far out a spline flow is linear, so its tails are its base's: log p falls like a power, not like a square."""
+    x = torch.tensor([[30.0, 0.0], [3000.0, 0.0]])
+    light, heavy = (NeuralSplineConfig(base=base).build(Domain.real(2)).log_prob(x).detach() for base in ("normal", "student"))
+    assert light[1] < -1e6
+    assert heavy[1] > -100
+    assert float(heavy.diff()) == pytest.approx(-(8 + 1) * math.log(100), rel=0.02)
+
+
 def test_every_candidate_of_the_search_is_valid(config):
     for option, candidates in config.space.items():
         for value in candidates:
@@ -177,15 +201,18 @@ def test_it_learns_a_crescent(config):
     """The divergence from the truth falls from the normal's to below 0.05 nats."""
     torch.manual_seed(0)
     x, held = crescent(4000, 1), crescent(4000, 2)
-    flow = RealNVPConfig(dropout=0.0).build(Domain.real(2))
+    options = {"dropout": 0.0, "layers": 4}
+    flow = config(**{name: value for name, value in options.items() if name in config.model_fields}).build(Domain.real(2))
     flow.initialise(x)
     before = (crescent_log_prob(held) - flow.log_prob(held)).mean()
-    optimiser = torch.optim.Adam(flow.parameters(), lr=2e-3)
+    optimiser = torch.optim.Adam(flow.parameters(), lr=3e-3)
+    falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.02 ** (1 / 600))
     for _ in range(600):
         batch = x[torch.randint(len(x), (256,))]
         optimiser.zero_grad()
         flow.loss(batch).mean().backward()
         optimiser.step()
+        falling.step()
     after = (crescent_log_prob(held) - flow.eval().log_prob(held)).mean()
     assert before > 0.5
     assert after < 0.05

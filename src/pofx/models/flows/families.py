@@ -20,6 +20,7 @@ from pofx.transforms.linear import LU, Triangular
 from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
 from pofx.transforms.pointwise import Pointwise
 
+_LEAST_STEPS, _MOST_STEPS = 600, 10_000
 _BOUND = 5.0  # of splines, in deviations of whitened variables
 
 
@@ -31,9 +32,6 @@ class FlowConfig(GradientConfig, abc.ABC):
     base: Literal["normal", "student", "mixture"] = Field("normal", description="what is bent; the last two are learned, too")
     components: int = Field(8, ge=1, le=1024, description="of a mixture base")
     shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
-    learning_rate: float = Field(1e-3, gt=0)
-    final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
-    max_epochs: int = Field(200, ge=1)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
     def _build(self, domain: Domain, context: Domain | None) -> Model:
@@ -54,7 +52,22 @@ class FlowConfig(GradientConfig, abc.ABC):
         """What stands between base and whitening, base first."""
 
 
-class AdditiveConfig(FlowConfig):
+class PacedConfig(FlowConfig, abc.ABC):
+    """Flows whose learning rate falls over a run of known length."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
+    max_epochs: int = Field(75, ge=1, description="where not given, 75 but for few rows (600 steps at least) and many (10,000 at most)")
+
+    def for_rows(self, n: int) -> GradientConfig:
+        """The length of the run, where it was not given."""
+        if "max_epochs" in self.model_fields_set:
+            return self
+        steps = -(-n // self.batch_size)  # a pass
+        return self.model_copy(update={"max_epochs": -(-max(_LEAST_STEPS, min(75 * steps, _MOST_STEPS)) // steps)})
+
+
+class AdditiveConfig(PacedConfig):
     """Options of `nice`."""
 
     cites: ClassVar[tuple[str, ...]] = (
@@ -74,7 +87,7 @@ class AdditiveConfig(FlowConfig):
         return [Stack(Pointwise(dim, Affine()), Couplings(dim, self.layers, Shift(), context=context, net=net))]
 
 
-class NeuralSplineConfig(FlowConfig):
+class NeuralSplineConfig(PacedConfig):
     """Options of `nsf`."""
 
     cites: ClassVar[tuple[str, ...]] = (
@@ -100,7 +113,7 @@ class NeuralSplineConfig(FlowConfig):
         return [Stack(*parts)]
 
 
-class AutoregressiveConfig(FlowConfig, abc.ABC):
+class AutoregressiveConfig(PacedConfig, abc.ABC):
     """Options of the flows that go variable by variable."""
 
     layers: int = Field(5, ge=1, le=256, description="autoregressive steps, every other one backwards")

@@ -34,8 +34,6 @@ class RealNVPConfig(FlowConfig):
     }
 
     learning_rate: float = Field(2e-3, gt=0)
-    final_rate: float = Field(1.0, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
-    max_epochs: int = Field(1000, ge=1)
     layers: int = Field(16, ge=2, le=256, multiple_of=2, description="couplings; in pairs, so that each variable is moved as often")
     width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
     depth: int = Field(2, ge=1, le=32, description="hidden layers of a coupling's net")

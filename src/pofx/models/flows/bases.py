@@ -6,6 +6,7 @@ from torch import nn
 from pofx.distributions.base import Law, inverse_positive
 from pofx.distributions.columns import Columns
 from pofx.distributions.continuous import Normal, StudentT
+from pofx.distributions.drawing import draw
 from pofx.domain import Domain
 from pofx.models.base import Model
 from pofx.types import Context, Generator, Nats, X
@@ -37,7 +38,7 @@ class LawBase(Model):
         return (each + self.logits.log_softmax(0)).logsumexp(-1)
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
-        k = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
+        k = draw(self.logits.softmax(0), n, generator=generator)
         return self.columns.sample(self.theta[k], generator=generator)
 
 

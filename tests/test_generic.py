@@ -559,8 +559,12 @@ def test_functions_that_are_no_numbers_are_refused(worlds):
 
 
 def test_probabilities(worlds):
-    half = probability(worlds["gaussian"], Event.of(Domain.real(3), {"x0": Between(1.0)}), generator=generator(0))
-    near(half.value, 0.5, half.error)
+    above = Event.of(Domain.real(3), {"x0": Between(1.0)})
+    half = probability(worlds["gaussian"], above, generator=generator(0))
+    assert half.kind is Kind.EXACT
+    near(half.value, 0.5, 1e-12)
+    share = probability(worlds["gaussian"], above.holds, generator=generator(0))
+    near(share.value, 0.5, share.error)
     event = Event.of(DISCRETE, {"a": {0.0, 2.0}, "c": Between(1, 2)})
     known = probability(worlds["discrete"], event, generator=generator(0))
     x = cells(DISCRETE)

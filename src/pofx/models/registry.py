@@ -89,7 +89,9 @@ FAMILIES = (
     Family("realnvp", "pofx.models.flows.realnvp:RealNVPConfig", "a normalizing flow of affine couplings"),
     Family("nsf", "pofx.models.flows.families:NeuralSplineConfig", "a normalizing flow of spline couplings"),
     Family("maf", "pofx.models.flows.families:MaskedAutoregressiveConfig", "an autoregressive flow of affine maps: fast densities"),
-    Family("iaf", "pofx.models.flows.families:InverseAutoregressiveConfig", "the same turned round: fast samples with their densities"),
+    Family(
+        "iaf", "pofx.models.flows.families:InverseAutoregressiveConfig", "an inverse autoregressive flow: fast samples with their densities"
+    ),
     Family("nsf-ar", "pofx.models.flows.families:NeuralSplineAutoregressiveConfig", "an autoregressive flow of splines"),
     Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),
 )

@@ -16,14 +16,14 @@ from pofx.measure.hidden_cells import DRAWS
 from pofx.models.base import Model
 from pofx.types import Kind
 
-SECONDS = 4.0  # for each of the three questions
+SECONDS = 3.0  # for each of the three questions
 LEAST = 20  # rows: of fewer, an average and above all its error say nothing
 
 
 def answering(model: Model, task: Task, seed: int) -> Answering:
     """What a family says of the task's hidden cells.
 
-    Cost: about 4 s a question at most, or the first row, whatever it takes. So a slow machine asks a slow family less.
+    Cost: about 3 s a question at most, or the first row, whatever it takes. So a slow machine asks a slow family less.
     """
     return Answering(scored(model, task, seed), filled(model, task, seed), completed(model, task, seed))
 

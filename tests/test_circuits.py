@@ -3,10 +3,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+import pofx
 from pofx.distributions.discrete import Categorical
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import DataError, FileError, OptionError, Unavailable
@@ -18,6 +20,7 @@ from pofx.models.circuits.families import HiddenChowLiuConfig, QuadTreeConfig, R
 from pofx.models.circuits.graph import Graph, Node
 from pofx.models.circuits.structure import dependence, mixture, mutual_information, quad_tree, random_trees, spanning_tree, tree
 from pofx.models.circuits.units import Input, Product, Sum, circuit_of
+from pofx.models.composed import as_circuit
 from pofx.types import Kind
 
 NAN = math.nan
@@ -583,3 +586,35 @@ def test_circuits_that_are_none(unit, error, says):
 def test_a_circuit_written_out_has_no_continuous_inputs():
     with pytest.raises(OptionError, match="takes levels and bounded counts, got 'x', which is real"):
         circuit_of(Input("x", {0: 1.0}), Domain((Variable("x", VariableKind.REAL),)))
+
+
+# -- mixtures of products are circuits -------------------------------------------------------------
+
+SHALLOW = {
+    "latent_class": {"components": 3},
+    "independent": {},
+    "gmm, diagonal": {"components": 3, "covariance": "diagonal"},
+    "gmm, spherical": {"components": 2, "covariance": "spherical"},
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_a_mixture_of_products_is_the_circuit_that_it_is(name):
+    rows = np.random.default_rng(0).normal(size=(300, 3)) @ np.array([[1.0, 0.4, 0.0], [0.0, 1.0, -0.5], [0.0, 0.0, 2.0]])
+    p = pofx.fit(rows, name.split(",")[0], schema=Domain.real(3), **SHALLOW[name])
+    circuit = as_circuit(p.model)
+    x = torch.tensor(rows[:20])
+    x[::3, 1] = torch.nan
+    torch.testing.assert_close(circuit.log_prob(x), p.model.log_prob(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(circuit.leave_one_out(x), p.model.leave_one_out(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(circuit.mean(), p.model.mean(), rtol=1e-9, atol=1e-9)
+    inner = circuit.base if hasattr(circuit, "base") else circuit
+    draws = inner.sample(40_000, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(inner.covariance().double(), draws.T.cov(), rtol=0.1, atol=0.1)
+
+
+def test_what_is_no_mixture_of_products_is_no_shallow_circuit():
+    rows = np.random.default_rng(0).normal(size=(50, 2))
+    for family, options in (("gaussian", {}), ("gmm", {"components": 2, "covariance": "full"})):
+        with pytest.raises(Unavailable, match="shallow circuit"):
+            as_circuit(pofx.fit(rows, family, schema=Domain.real(2), **options).model)

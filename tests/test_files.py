@@ -13,6 +13,8 @@ import pytest
 import pofx
 from pofx.ask.files import KEY, digest, read_file
 from pofx.errors import FileError, OptionError
+from pofx.models.registry import families
+from pofx.models.registry import family as registered
 
 QUICK = {
     "gmm": {"components": 2},
@@ -47,6 +49,18 @@ def test_a_new_process_gives_the_same_bits(learned, family):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     here = np.asarray(p.log_prob(pofx.load("penguins").test))
     assert run.stdout == here.tobytes()
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_family_opens_to_the_same_p(family, tmp_path):
+    config = registered(family).config
+    rows = pofx.load("digits" if config.images else "penguins")
+    options = {name: value for name, value in {"max_epochs": 1, "units": 4, "components": 2}.items() if name in config.model_fields}
+    for given in (None, ["species"]) if config.conditional else (None,):
+        p = pofx.fit(rows.train, family, given=given, schema=rows.domain, **options)
+        p.save(tmp_path / "p.safetensors")
+        q = pofx.open(tmp_path / "p.safetensors")
+        assert np.array_equal(np.asarray(q.log_prob(rows.test)), np.asarray(p.log_prob(rows.test)), equal_nan=True)
 
 
 def test_saving_again_replaces_the_file_whole(learned, tmp_path):

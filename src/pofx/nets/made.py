@@ -8,6 +8,7 @@ Source: Germain, Gregor, Murray and Larochelle, "MADE: masked autoencoder for di
 Residual blocks: Nash and Durkan, "Autoregressive energy machines", ICML 2019, arXiv:1904.05626.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -46,15 +47,16 @@ class MADE(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.size, self.backwards = dim, size, backwards
-        rank = torch.arange(1, dim + 1)
         least = 0 if context or dim == 1 else 1
-        degrees = [rank.flip(0) if backwards else rank, *(torch.sort(torch.arange(n) % (dim - least) + least).values for n in widths)]
+        ranks = list(range(dim, 0, -1) if backwards else range(1, dim + 1))
+        units = [sorted(i % (dim - least) + least for i in range(n)) for n in widths]
+        degrees = [torch.tensor(m) for m in (ranks, *units)]
         masks = [unit[:, None] >= seen for seen, unit in pairwise(degrees)]
         self.layers: Sequence[Masked] = nn.ModuleList(map(Masked, masks))  # type: ignore[assignment]
         self.last = Masked((degrees[0][:, None] > degrees[-1]).repeat(size, 1))
         self.context = nn.Linear(context, widths[0], bias=False) if context else None
         self.skips = [j - 2 if residual and j and j % 2 == 0 else None for j in range(len(widths))]
-        self.ends = [torch.searchsorted(m, torch.arange(dim), right=True).tolist() for m in degrees[1:]]
+        self.ends = [[bisect_right(m, i) for i in range(dim)] for m in units]
         with torch.no_grad():
             self.last.weight.zero_()
             self.last.bias.copy_(torch.tensor(tuple(start) or (0.0,) * size).repeat_interleave(dim))

@@ -1,9 +1,11 @@
 """Base densities of flows: what a flow bends."""
 
+import math
+
 import torch
 from torch import nn
 
-from pofx.distributions.base import Law, inverse_positive
+from pofx.distributions.base import Law
 from pofx.distributions.columns import Columns
 from pofx.distributions.continuous import Normal, StudentT
 from pofx.distributions.drawing import draw
@@ -44,6 +46,5 @@ class LawBase(Model):
 
 def _standard(law: Law) -> list[float]:
     """Parameters of location 0 and scale 1."""
-    one = float(inverse_positive(torch.tensor(1.0, dtype=torch.float64)))
-    nu = float(inverse_positive(torch.tensor(_START_NU - 1, dtype=torch.float64)))
-    return [0.0, one, nu] if isinstance(law, StudentT) else [0.0, one]
+    scale, nu = (math.log(math.expm1(value)) for value in (1.0, _START_NU - 1))  # what softplus maps to them
+    return [0.0, scale, nu] if isinstance(law, StudentT) else [0.0, scale]

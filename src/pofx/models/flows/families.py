@@ -37,7 +37,7 @@ class FlowConfig(GradientConfig, abc.ABC):
     def _build(self, domain: Domain, context: Domain | None) -> Model:
         """The untrained flow."""
         steps = self.steps(len(domain), 0 if context is None else len(context))
-        name = f"a flow ({type(self).__name__.removesuffix('Config')})"
+        name = f"{type(self).__name__.removesuffix('Config')} flow"
         return Flow(domain, Compose(*steps, Triangular(len(domain), self.shrink)), self.base_of(len(domain)), context, name)
 
     def base_of(self, dim: int) -> Model:

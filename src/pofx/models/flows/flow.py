@@ -29,7 +29,7 @@ class Flow(Model):
     """
 
     def __init__(
-        self, domain: Domain, transform: Transform, base: Model, context: Domain | None = None, name: str = "a normalizing flow"
+        self, domain: Domain, transform: Transform, base: Model, context: Domain | None = None, name: str = "normalizing flow"
     ) -> None:
         super().__init__(domain, context)
         self.transform, self.base, self.name = transform, base, name

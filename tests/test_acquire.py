@@ -23,6 +23,7 @@ from pofx.models.base import Model
 from pofx.models.circuits.chow_liu import ChowLiuConfig
 from pofx.models.classical.gaussian import GaussianConfig
 from pofx.models.classical.latent_class import LatentClassConfig
+from pofx.testing.subject import Blind
 from pofx.types import Kind
 
 SIGMAS = 5.0
@@ -81,20 +82,6 @@ def enumerated(model: Model, row: torch.Tensor, t: list[int], s: list[int]) -> f
         return -float(torch.special.xlogy(mass, mass).sum())
 
     return entropy(t) + entropy(s) - entropy([*t, *s])
-
-
-class Blind(Model):
-    """A model that can not marginalise."""
-
-    def __init__(self, base: Model) -> None:
-        super().__init__(base.domain)
-        self.base = base
-
-    def _log_prob(self, x, c, generator):
-        return self.base._log_prob(x, c, generator)
-
-    def _sample(self, n, c, generator):
-        return self.base._sample(n, c, generator)
 
 
 def near(value, truth, error):

@@ -98,7 +98,7 @@ class PofX:
         """
         x, c = self._rows(rows, given)
         with torch.no_grad():
-            value, error = self.model.log_prob_and_error(x, c, generator=self._generator(self.seed))
+            value, error = self.model.log_prob_and_error(x, c, generator=self._generator())
         kind = self.model.missing if bool(x.isnan().any()) else self.model.density
         return Answer(_numpy(value), kind, _numpy(error) if bool((error > 0).any()) else None, HOW.get(kind, ""))
 
@@ -112,7 +112,7 @@ class PofX:
     def held_out(self, x: X, c: Tensor | None) -> float:
         """The mean of log p over encoded rows, in nats a row."""
         with torch.no_grad():
-            value = self.model.log_prob(self._on_device(x), None if c is None else self._on_device(c), generator=self._generator(self.seed))
+            value = self.model.log_prob(self._on_device(x), None if c is None else self._on_device(c), generator=self._generator())
         return float(value.mean())
 
     def outliers(self, rows: Any, reference: Any = None, *, cells: bool = True, seed: int | None = None) -> Outliers:  # noqa: ANN401
@@ -130,7 +130,7 @@ class PofX:
         """
         rows = read(rows)
         x, known = self._encode(rows, self.domain), None if reference is None else self._encode(reference, self.domain)
-        generator = self._generator(self.seed if seed is None else seed)
+        generator = self._generator(seed)
         return judge(self.model, x, known, index=index_of(rows), cells=cells, generator=generator)
 
     def expectation(
@@ -152,7 +152,7 @@ class PofX:
             seed: of the draws.
         """
         if isinstance(f, Mapping):
-            return self._expected_product(f, n, self._generator(self.seed if seed is None else seed))
+            return self._expected_product(f, n, self._generator(seed))
         values = np.asarray(f(self.sample(n, given=given, seed=self.seed if seed is None else seed)), dtype=np.float64)
         if values.shape[:1] != (n,):
             raise OptionError(f"f gives one number (or row of numbers) for each of {n} rows, got shape {values.shape}")
@@ -176,7 +176,7 @@ class PofX:
             n: draws, where it is estimated.
             seed: of the draws.
         """
-        generator = self._generator(self.seed if seed is None else seed)
+        generator = self._generator(seed)
         if not callable(what):
             return probability(self.model, event(self.domain, what), draws=n, generator=generator)
 
@@ -217,7 +217,7 @@ class PofX:
             Unavailable: the density is a bound or has no constant.
         """
         groups = ([self.domain.index(name) for name in as_columns(names)] for names in (a, b))
-        return mutual_information(self.model, *groups, generator=self._generator(self.seed if seed is None else seed))
+        return mutual_information(self.model, *groups, generator=self._generator(seed))
 
     def acquire(
         self,
@@ -241,13 +241,13 @@ class PofX:
             OptionError: a target that is known or unknown to p, nothing left to measure, or a budget beyond what is left.
             Unavailable: the density is a bound or has no constant, or the known cells have probability 0.
         """
-        generator = self._generator(self.seed if seed is None else seed)
+        generator = self._generator(seed)
         known, columns = self._on_device(one_row(self.domain, row)), [self.domain.index(name) for name in as_columns(target)]
         return acquire(self.model, known, columns, budget, draws=draws, generator=generator)
 
     def entropy(self, n: int = 10_000, *, seed: int | None = None) -> Answer:
         """-E[log p(x)] in nats: in closed form where the family has one, else over n draws, with its standard error."""
-        return entropy(self.model, draws=n, generator=self._generator(self.seed if seed is None else seed))
+        return entropy(self.model, draws=n, generator=self._generator(seed))
 
     def mean(self) -> Answer:
         """E[x] of every variable (of codes, where a variable has levels), exactly.
@@ -282,7 +282,7 @@ class PofX:
             A table of the kind that came; with `n`, a list of n tables. Beside rows and tables: memory for 65,536 rows at a time.
         """
         rows = read(rows)
-        generator = self._generator(self.seed if seed is None else seed)
+        generator = self._generator(seed)
         if n is None:
             return self._filled(rows, self.model.impute, generator)
         return [self._filled(rows, self.model.complete, generator) for _ in range(n)]
@@ -295,7 +295,7 @@ class PofX:
             x = self.model.mode(self._on_device(seen))
             how, kind = f"log p = {float(self._log_prob(x)):.4f} nats there", self.model.answers("mode", facts.seen)
         else:
-            found = mode(self.model, facts, generator=self._generator(self.seed))
+            found = mode(self.model, facts, generator=self._generator())
             x, kind = found.x, found.kind
             how = found.how if found.error else f"log p = {found.log_p:.4f} nats there; {found.how}"
         return Answer(decode(x[None].cpu(), self.domain, self.container), kind, None, how)
@@ -359,7 +359,7 @@ class PofX:
             except Unavailable as refused:
                 if self.model.context is not None or self._answers(facts):
                     raise refused
-        generator = self._generator(self.seed if seed is None else seed)
+        generator = self._generator(seed)
         return self._derived(given(self.model, facts, conditional(self.model, facts, method=method, draws=draws, generator=generator)))
 
     def posterior(self, log_likelihood: Callable[[Tensor], Tensor], *, draws: int = 4000, seed: int | None = None) -> "PofX":
@@ -374,7 +374,7 @@ class PofX:
         Raises:
             DataError: the likelihood is NaN or inf at a draw, or 0 at all of them.
         """
-        generator = self._generator(self.seed if seed is None else seed)
+        generator = self._generator(seed)
         return self._derived(known(self.domain, posterior(self.model, log_likelihood, draws=draws, generator=generator)))
 
     # -- files -------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ class PofX:
 
     def _log_prob(self, x: X) -> Tensor:
         with torch.no_grad():
-            return self.model.log_prob(x, generator=self._generator(self.seed))
+            return self.model.log_prob(x, generator=self._generator())
 
     @property
     def _device(self) -> torch.device:
@@ -449,8 +449,8 @@ class PofX:
     def _on_device(self, x: Tensor) -> Tensor:
         return x.to(self._device)
 
-    def _generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self._device).manual_seed(seed)
+    def _generator(self, seed: int | None = None) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(self.seed if seed is None else seed)
 
 
 def as_columns(names: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -37,7 +37,6 @@ from pofx.models.classical.gaussian import GaussianConfig
 from pofx.models.classical.gmm import GaussianMixtureConfig
 from pofx.models.classical.latent_class import LatentClassConfig
 from pofx.samplers import RandomWalk
-from pofx.testing.subject import Blind
 from pofx.types import Kind
 
 SIGMAS = 5.0
@@ -137,6 +136,20 @@ def near(value, truth, error, sigmas: float = SIGMAS) -> None:
 
 def cells(domain: Domain) -> torch.Tensor:
     return torch.tensor(list(product(*(range(v.cardinality) for v in domain.variables))), dtype=torch.float64)
+
+
+class Blind(Model):
+    """A model that can not marginalise."""
+
+    def __init__(self, base: Model) -> None:
+        super().__init__(base.domain)
+        self.base = base
+
+    def _log_prob(self, x, c, generator):
+        return self.base._log_prob(x, c, generator)
+
+    def _sample(self, n, c, generator):
+        return self.base._sample(n, c, generator)
 
 
 # -- events ----------------------------------------------------------------------------------------

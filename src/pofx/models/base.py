@@ -295,6 +295,10 @@ class Model(nn.Module, abc.ABC):
     def _complete(self, x: X, generator: Generator) -> X:
         raise self._refuse("complete")
 
+    def _weighed(self, x: X, generator: Generator) -> tuple[X, X, Nats]:
+        """A completion of each row, the mean it stands for where that is known, and log w, such that E[w f] = p(x_o) E[f | x_o]."""
+        return self._complete(x, generator), self._impute(x, generator), self._log_prob(x, None, generator)
+
     def _leave_one_out(self, x: X, generator: Generator) -> Tensor:
         """log p(x) - log p(x without x_d), (N, D), one variable after the other."""
         whole = self._log_prob_and_error(x, None, generator)[0]

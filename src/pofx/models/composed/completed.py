@@ -70,7 +70,7 @@ class Completed(Model):
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         if not bool(x.isnan().any()):
             return self.base._log_prob_and_error(x, c, generator)
-        parts = [log_mean_exp_and_error(self._weighed(rows, k, generator)[1]) for rows, k in _parts(x, c)]
+        parts = [log_mean_exp_and_error(self._candidates(rows, k, generator)[1]) for rows, k in _parts(x, c)]
         value, error = (torch.cat(column) for column in zip(*parts, strict=True))
         return value, error
 
@@ -86,15 +86,20 @@ class Completed(Model):
     def _complete(self, x: X, generator: Generator) -> X:
         return torch.cat([self._picked(rows, generator) for rows, _ in _parts(x, None)])
 
+    def _weighed(self, x: X, generator: Generator) -> tuple[X, X, Nats]:
+        """One draw of the proposal: no row is weighed before it is weighed with its neighbours."""
+        whole, log_q = self._drawn(x, generator)
+        return whole, whole, self.base._log_prob(whole, None, generator).double() - log_q
+
     def _averaged(self, x: Tensor, generator: Generator) -> Tensor:
         mean = WeightedMean()
-        for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
+        for whole, log_weight in zip(*self._candidates(x, None, generator), strict=True):
             mean.add(whole, log_weight)
         return mean.value
 
     def _picked(self, x: Tensor, generator: Generator) -> Tensor:
         pick = WeightedPick(generator)
-        for whole, log_weight in zip(*self._weighed(x, None, generator), strict=True):
+        for whole, log_weight in zip(*self._candidates(x, None, generator), strict=True):
             pick.add(whole, log_weight)
         return pick.value
 
@@ -105,7 +110,7 @@ class Completed(Model):
             log_q = self.proposal._log_prob(whole, None, generator) - self.proposal._log_prob(x.double(), None, generator)
         return torch.where(x.isnan(), whole.to(x.dtype), x), torch.where(x.isnan().any(-1), log_q, 0.0)
 
-    def _weighed(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+    def _candidates(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
         """Completed rows (S, N, D) and log p(x) - log q(x_m | x_o), (S, N), in one pass of the base."""
         whole, log_q = self._drawn(x.repeat(self.draws, 1), generator)
         log_p = self.base._log_prob(whole, None if c is None else c.repeat(self.draws, 1), generator)

@@ -20,6 +20,8 @@ from pofx.transforms.elementwise import Elementwise
 from pofx.transforms.plan import image
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
+CANDIDATES = 128  # draws of lift and missing cells that an imputed row is the weighted mean of
+ROWS = 4096  # of the base, of one pass
 CELL_POINTS = 32  # points at which an integral over the cell of lifted evidence is taken
 THROUGH = {  # question: what is left of an exact answer behind a lift, and behind a bijection that is not affine
     "conditional": (Kind.ESTIMATE, Kind.EXACT),
@@ -261,27 +263,32 @@ class Prepared(Model):
             return torch.where(x.isnan(), self._to_user(self.base.impute(self._to_base(x, generator)[0], generator=generator)), x)
         levels = Levels(self.domain, x.device)
         mean = WeightedMean()
-        for _ in range(CELL_POINTS):
-            u, log_weight = self._weighed(x, generator)
-            filled = self._to_user(self.base.complete(u, generator=generator))
-            if bool(straight.any()):
-                filled = torch.where(straight, self._to_user(self.base.impute(u, generator=generator)), filled)
-            mean.add(levels.with_votes(filled), log_weight)
+        for draw, expected, log_weight in self._candidates(x, generator):
+            mean.add(levels.with_votes(torch.where(straight, expected, draw)), log_weight)
         return torch.where(x.isnan(), levels.elected(mean.value), x)
 
     def _complete(self, x: X, generator: Generator) -> X:
-        """Exact without a lift; else the draw of the lift is chosen among several by its weight."""
+        """Exact without a lift; else one of several draws of lift and missing cells, by its weight."""
+        if self.lift is None:
+            return torch.where(x.isnan(), self._to_user(self.base.complete(self._to_base(x, generator)[0], generator=generator)), x)
         pick = WeightedPick(generator)
-        for _ in range(CELL_POINTS if self._lifted_among(range(len(self.domain))) and self.base.missing is not Kind.NONE else 1):
-            pick.add(*self._weighed(x, generator))
-        return torch.where(x.isnan(), self._to_user(self.base.complete(pick.value, generator=generator)), x)
+        for draw, _, log_weight in self._candidates(x, generator):
+            pick.add(draw, log_weight)
+        return torch.where(x.isnan(), pick.value, x)
 
-    def _weighed(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """A draw of the lift and the log of p(u observed) / q(u | x), where the base knows the numerator."""
+    def _candidates(self, x: X, generator: Generator) -> Iterator[tuple[X, X, Nats]]:
+        """Several draws of each row, as `_weighed` gives them, many at once: rows with the same cells missing are cheap together."""
+        at_once = max(1, min(CANDIDATES, ROWS // len(x)))
+        for _ in range(-(-CANDIDATES // at_once)):
+            parts = self._weighed(x.repeat(at_once, 1), generator)
+            yield from zip(*(part.unflatten(0, (at_once, -1)) for part in parts), strict=True)
+
+    def _weighed(self, x: X, generator: Generator) -> tuple[X, X, Nats]:
+        """The base's, of one draw of the lift."""
         u, log_weight = self._to_base(x, generator)
-        if self.lift is None or self.base.missing is Kind.NONE:
-            return u, torch.zeros_like(log_weight)
-        return u, log_weight + self.base.log_prob(u, generator=generator)
+        outside = u.isinf()
+        draw, expected, own = self.base._weighed(torch.where(outside, 0.0, u), generator)
+        return self._to_user(draw), self._to_user(expected), torch.where(outside.any(-1), -math.inf, log_weight + own)
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.base.encode(self._centre(x), self._features(c))

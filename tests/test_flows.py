@@ -1,6 +1,10 @@
 """Flows: an exact density that a simple one is bent into, whichever family bends it."""
 
+import copy
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -15,6 +19,7 @@ from pofx.cli.main import app
 from pofx.distributions.continuous import StudentT
 from pofx.domain import Domain
 from pofx.errors import DataError, OptionError, Unavailable
+from pofx.learn import run
 from pofx.models.classical.gmm import GaussianMixtureConfig
 from pofx.models.classical.independent import IndependentConfig
 from pofx.models.flows.bases import LawBase
@@ -28,6 +33,9 @@ from pofx.models.flows.families import (
 from pofx.models.flows.flow import Flow
 from pofx.models.flows.realnvp import RealNVPConfig
 from pofx.models.registry import families
+from pofx.testing.matrix import check_question
+from pofx.testing.subject import Subject
+from pofx.testing.worlds import REALS
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Compose, Stack
 from pofx.transforms.linear import Triangular
@@ -427,8 +435,42 @@ def test_a_base_may_see_the_condition():
 
 
 def test_the_tail_index_of_a_student_base_is_kept():
-    """Hill's estimate of 1 / nu over the 1,000 largest of 200,000 draws; its relative error is 1 / sqrt(1000), 6 of them allowed, and bias."""
+    """Hill's estimate of 1 / nu over the 1,000 largest of 200,000 draws; 6 relative errors of 1 / sqrt(1000), and its bias."""
     flow = Flow(Domain.real(1), Compose(Pointwise(1, RationalQuadratic()), Triangular(1)), LawBase(1, StudentT())).requires_grad_(False)
     torch.nn.init.normal_(flow.transform.parts[0].raw)
     largest = flow.sample(200_000, generator=generator())[:, 0].abs().topk(1001).values.log()
     assert (largest[:-1].mean() - largest[-1]).item() == pytest.approx(1 / 8, rel=6 / math.sqrt(1000) + 0.15)
+
+
+@pytest.mark.slow
+def test_the_generic_engine_agrees_with_an_exact_conditional():
+    """E[x | x_0] over draws of the family's own conditional and by weighted draws of the joint: the row of the deepest test."""
+    learned = REALS.learned(MaskedAutoregressiveConfig(order="columns", layers=2, width=32))
+    cell = check_question("conditional", Subject(learned, REALS))
+    assert cell.kind is Kind.EXACT
+
+
+# -- compiled --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_compiled_flow_learns_the_same():
+    """In a process of its own: what checks the shapes under pytest can not be compiled."""
+    subprocess.run([sys.executable, __file__], check=True)
+
+
+def learn_compiled(config):
+    """One graph without a break; and the losses of a run whose loss is compiled are those of one whose is not."""
+    one, x = config.build(Domain.real(3)), torch.randn(64, 3, generator=generator())
+    assert_close(torch.compile(one.loss, backend="eager", fullgraph=True)(x), one.loss(x))
+    plain, compiled = (copy.deepcopy(one) for _ in range(2))
+    runs = [run(m, x, config=config, holdout=x[:32], compile=m is compiled) for m in (plain, compiled)]
+    first, second = (torch.tensor([row["holdout"] for row in r.history]) for r in runs)
+    assert_close(first, second, rtol=1e-4, atol=1e-4)
+
+
+if __name__ == "__main__":
+    options = {"layers": 1, "width": 8, "max_epochs": 2, "batch_size": 32}
+    learn_compiled(NeuralSplineConfig(dropout=0.0, **options))
+    learn_compiled(MaskedAutoregressiveConfig(**options))

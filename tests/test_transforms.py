@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import pofx.transforms
 from pofx.domain import Domain, Variable, VariableKind
-from pofx.errors import OptionError
+from pofx.errors import OptionError, Unavailable
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform, Upright
 from pofx.transforms.coupling import AffineCoupling, Couplings
@@ -165,6 +165,34 @@ def test_inverse_log_det_is_autograds(case):
     x = T(u, c)[0].detach()
     J = jacobian(partial(lambda c_i, v: T.inverse(v, c_i)[0], None if c is None else c[0]), x[0])
     assert_close(T.inverse(x, c)[1][0], torch.linalg.slogdet(J).logabsdet)
+
+
+def test_selected_variables_are_a_bijection_of_their_own(case):
+    """x_keep of u_behind(keep) alone, with the log-determinant of autograd's Jacobian of the whole; or a refusal."""
+    T, u, c = case
+    row, k = u[0], None if c is None else c[0]
+    J, x = jacobian(lambda v: T(v, k)[0], row), T(row, k)[0]
+    for keep in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        behind = T.behind(keep)
+        if behind is None:
+            with pytest.raises(Unavailable, match="alone"):
+                T.select(keep)
+            continue
+        part = T.select(keep)
+        others = [d for d in range(3) if d not in behind]
+        assert (J[keep][:, others] == 0).all()
+        y, log_det = part(row[behind], k)
+        assert_close(y, x[keep])
+        assert_close(log_det, J[keep][:, behind].slogdet().logabsdet)
+        assert_close(part.inverse(y, k)[0], row[behind])
+
+
+@pytest.mark.parametrize(
+    "name", ["autoregressive", "autoregressive, context", "autoregressive splines", "inverse autoregressive", "triangular"]
+)
+def test_the_first_variables_have_a_map_of_their_own(name):
+    keep = [1, 2] if "context" in name else [0, 1]
+    assert TRANSFORMS[name]().behind(keep) == keep
 
 
 def test_batches_of_any_shape_and_the_callers_tensor_stays(case):

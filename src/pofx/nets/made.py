@@ -100,6 +100,21 @@ class MADE(nn.Module):
             torch.clamp(state.x[d], -FAR, FAR, out=state.steering[d])
         return state
 
+    def first(self, k: int) -> "MADE":
+        """The net of the k variables that come first: the units that see no other, and their weights."""
+        part = MADE.__new__(MADE)
+        nn.Module.__init__(part)
+        part.dim, part.size, part.backwards, part.skips = k, self.size, self.backwards, self.skips
+        part.ends = [ends[:k] for ends in self.ends]
+        seen = [self.before(k), *(slice(ends[-1]) for ends in part.ends)]
+        part.layers = nn.ModuleList(layer.part(*pair) for layer, pair in zip(self.layers, pairwise(seen), strict=True))  # type: ignore[assignment]
+        outputs = torch.arange(self.size * self.dim).view(self.size, self.dim)[:, seen[0]].flatten()
+        part.last, part.context = self.last.part(seen[-1], outputs), None
+        if self.context is not None:
+            part.context = nn.Linear(self.context.in_features, 1, bias=False)
+            part.context.weight = nn.Parameter(self.context.weight.detach()[seen[1]])
+        return part
+
     def _units(self, i: int, j: int) -> slice:
         """Of layer j, those that see i variables and no more."""
         return slice(self.ends[j][i - 1] if i else 0, self.ends[j][i])
@@ -205,6 +220,15 @@ class Masked(nn.Module):
         self.register_buffer("mask", mask.to(linear.weight), persistent=False)
         self.weight = nn.Parameter(linear.weight.detach() * self.mask)
         self.bias = nn.Parameter(linear.bias.detach())
+
+    def part(self, inputs: slice, outputs: slice | Tensor) -> "Masked":
+        """The rows and columns of W and b of some outputs and inputs."""
+        part = Masked.__new__(Masked)
+        nn.Module.__init__(part)
+        part.register_buffer("mask", self.mask[outputs, inputs], persistent=False)
+        part.weight, part.bias = (nn.Parameter(t) for t in (self.weight.detach()[outputs, inputs], self.bias.detach()[outputs]))
+        part.out_features = len(part.bias)
+        return part
 
     def forward(self, h: Tensor) -> Tensor:
         """(inputs, N) -> (outputs, N)."""

@@ -1,14 +1,14 @@
 """Autoregressive transforms: each variable is moved by a monotone map that the variables before it steer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pofx.nets.made import MADE
-from pofx.transforms.base import Upright
+from pofx.transforms.base import Upright, Variables
 from pofx.transforms.monotone import Affine, Monotone
 
 
@@ -43,6 +43,19 @@ class Autoregressive(Upright):
         self.monotone = monotone or Affine()
         start = self.monotone.identity
         self.net = MADE(dim, self.monotone.size, widths, backwards=backwards, context=context, residual=residual, start=start)
+
+    def behind(self, keep: Variables) -> Variables | None:
+        """The same variables, where they are those that come first: u_1 ... u_k is a bijection of x_1 ... x_k."""
+        return keep if list(range(self.net.dim)[self.net.before(len(keep))]) == list(keep) else None
+
+    def select(self, keep: Sequence[int]) -> "Autoregressive":
+        """The transform of the variables that come first."""
+        if self.behind(keep) is None:
+            return cast("Autoregressive", super().select(keep))
+        part = Autoregressive.__new__(Autoregressive)
+        torch.nn.Module.__init__(part)
+        part.monotone, part.net = self.monotone, self.net.first(len(keep))
+        return part
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One pass."""

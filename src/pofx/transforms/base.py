@@ -10,11 +10,15 @@ Source: Nielsen, Jaini, Hoogeboom, Winther and Welling, "SurVAE Flows", NeurIPS 
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from pofx.errors import Unavailable
 from pofx.types import Context, Generator, Nats, X
+
+Variables = Sequence[int]
 
 
 class Transform(nn.Module, abc.ABC):
@@ -31,7 +35,20 @@ class Transform(nn.Module, abc.ABC):
     def start(self, x: X, c: Context | None = None) -> None:
         """Set what depends on the data, from rows x (N, D) as they arrive here on their way to the base."""
 
+    def behind(self, keep: Variables) -> Variables | None:
+        """The variables of u that x_keep is a bijection of by itself, both in ascending order; None where there are none."""
+        return None
 
+    def select(self, keep: Sequence[int]) -> "Transform":
+        """That bijection, x_keep = T'(u_behind(keep); c), with the numbers of this one.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        raise Unavailable("map of some variables alone", type(self).__name__, "the others steer them")
+
+
+Part = TypeVar("Part", bound=Transform)
 Pass = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -117,6 +134,14 @@ class Compose(Transform):
             part.start(x, c)
             x = part.inverse(x, c)[0]
 
+    def behind(self, keep: Variables) -> Variables | None:
+        """What the first part needs for what the second needs for ..."""
+        return _behind(reversed(self.parts), keep)
+
+    def select(self, keep: Sequence[int]) -> "Compose":
+        """Of every part what the parts after it need."""
+        return Compose(*_selected(reversed(self.parts), keep))
+
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: T_K undone first."""
         log_det = x.new_zeros(x.shape[:-1])
@@ -144,6 +169,14 @@ class Stack(Upright):
             part.start(x, c)
             x = part.inverse(x, c)[0]
 
+    def behind(self, keep: Variables) -> Variables | None:
+        """What the first part needs for what the second needs for ..."""
+        return _behind(reversed(self.parts), keep)
+
+    def select(self, keep: Sequence[int]) -> "Stack":
+        """Of every part what the parts after it need."""
+        return Stack(*_selected(reversed(self.parts), keep))
+
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """T_1 first."""
         return _through((part.to_data for part in self.parts), u, c)
@@ -151,6 +184,21 @@ class Stack(Upright):
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """T_K undone first."""
         return _through((part.to_base for part in reversed(self.parts)), x, c)
+
+
+def _behind(backwards: Iterable[Transform], keep: Variables) -> Variables | None:
+    needed: Variables | None = keep
+    for part in backwards:
+        needed = None if needed is None else part.behind(needed)
+    return needed
+
+
+def _selected(backwards: Iterable[Part], keep: Sequence[int]) -> list[Part]:
+    found: list[Part] = []
+    for part in backwards:
+        found.insert(0, cast("Part", part.select(keep)))
+        keep = part.behind(keep) or ()
+    return found
 
 
 def _through(passes: Iterable[Pass], v: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -171,6 +219,14 @@ class Inverse(Transform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+
+    def behind(self, keep: Variables) -> Variables | None:
+        """The same variables, where it keeps them together."""
+        return keep if self.transform.behind(keep) == keep else None
+
+    def select(self, keep: Sequence[int]) -> "Inverse":
+        """What is turned round, of some variables."""
+        return Inverse(self.transform.select(keep))
 
     def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
         """Base to data: its way to the base."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pofx.transforms.base import PerVariable, Transform
+from pofx.transforms.base import PerVariable, Transform, Variables
 from pofx.types import Context, Nats, X
 
 EDGE = 1e-15  # how near a bound a draw may come, as a share of the interval: nearer ones would round onto it
@@ -77,6 +77,10 @@ class Elementwise(PerVariable, Transform):
         """Data to base: u and log|det J| of the way back."""
         v, slope = self._g_inverse((x - self.lower) / self.width)
         return (v - self.shift) / self.scale, -self._counted(x, slope)
+
+    def behind(self, keep: Variables) -> Variables:
+        """The same variables: each has its own map."""
+        return keep
 
     def select(self, keep: Sequence[int]) -> "Elementwise":
         """The map of some of the variables, in the order given."""

@@ -1,9 +1,12 @@
 """Triangular affine maps: what whitens, learned on."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from pofx.transforms.base import Transform, Upright
+from pofx.transforms.base import Transform, Upright, Variables
 from pofx.types import Context, Nats, X
 
 
@@ -54,6 +57,19 @@ class Triangular(Transform):
         rows = (x - self.mean).reshape(-1, x.shape[-1])
         u = torch.linalg.solve_triangular(self._factor.T, rows, upper=True, left=False)
         return u.reshape(x.shape), -self._log_det(x)
+
+    def behind(self, keep: Variables) -> Variables | None:
+        """The same variables, where they are the first."""
+        return keep if list(keep) == list(range(len(keep))) else None
+
+    def select(self, keep: Sequence[int]) -> "Triangular":
+        """The corner of L."""
+        if self.behind(keep) is None:
+            return cast("Triangular", super().select(keep))
+        k, part = len(keep), Triangular(len(keep), self.shrink)
+        corner = (t.detach() for t in (self.mean[:k], self.lower[:k, :k], self.log_diagonal[:k]))
+        part.mean, part.lower, part.log_diagonal = map(nn.Parameter, corner)
+        return part
 
     @property
     def _factor(self) -> Tensor:

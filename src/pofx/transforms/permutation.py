@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pofx.errors import OptionError
-from pofx.transforms.base import Transform
+from pofx.transforms.base import Transform, Variables
 from pofx.types import Context, Nats, X
 
 
@@ -35,6 +35,14 @@ class Permutation(Transform):
     def riffle(cls, dim: int) -> "Permutation":
         """The odd positions, then the even ones: after log2 D of them any two variables have been in different halves."""
         return cls([*range(1, dim, 2), *range(0, dim, 2)])
+
+    def behind(self, keep: Variables) -> Variables:
+        """Where they stand at the base."""
+        return sorted(self.order[list(keep)].tolist())
+
+    def select(self, keep: Sequence[int]) -> "Permutation":
+        """The order that some variables have among themselves."""
+        return Permutation(self.order[list(keep)].argsort().argsort().tolist())
 
     def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
         """Base to data."""

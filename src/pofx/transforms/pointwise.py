@@ -1,9 +1,11 @@
 """One monotone map a variable, its numbers learned: scales, splines, angles, whatever `monotone` has."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from pofx.transforms.base import Upright
+from pofx.transforms.base import Upright, Variables
 from pofx.transforms.monotone import Monotone
 
 
@@ -19,6 +21,16 @@ class Pointwise(Upright):
         super().__init__()
         self.monotone = monotone
         self.raw = nn.Parameter(torch.tensor(monotone.identity)[:, None].repeat(1, dim))
+
+    def behind(self, keep: Variables) -> Variables:
+        """The same variables."""
+        return keep
+
+    def select(self, keep: Sequence[int]) -> "Pointwise":
+        """The maps of some variables."""
+        part = Pointwise(len(keep), self.monotone)
+        part.raw = nn.Parameter(self.raw.detach()[:, list(keep)])
+        return part
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Every variable by itself."""
@@ -53,6 +65,16 @@ class ActNorm(Upright):
         self.shift.copy_(x.mean(0))
         deviation = x.std(0, correction=0)
         self.log_scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0).log())
+
+    def behind(self, keep: Variables) -> Variables:
+        """The same variables."""
+        return keep
+
+    def select(self, keep: Sequence[int]) -> "ActNorm":
+        """The scales of some variables."""
+        part = ActNorm(len(keep))
+        part.shift, part.log_scale = (nn.Parameter(t.detach()[list(keep)]) for t in (self.shift, self.log_scale))
+        return part
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Standardise."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pofx.models.base import FullBatch, Model, labelled
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
-from pofx.types import Context, Generator, Kind, Latent, Nats, X
+from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 ROWS = 256  # with missing cells, of one pass: each becomes as many rows of the base as there are draws
 
@@ -115,6 +115,12 @@ class Completed(Model):
         whole, log_q = self._drawn(x.repeat(self.draws, 1), generator)
         log_p = self.base._log_prob(whole, None if c is None else c.repeat(self.draws, 1), generator)
         return whole.reshape(self.draws, *x.shape), (log_p.double() - log_q).reshape(self.draws, len(x))
+
+    def _marginal(self, keep: tuple[int, ...]) -> "Completed":
+        return Completed(self.base.marginal(keep), self.proposal.marginal(keep), draws=self.draws)
+
+    def _conditional(self, evidence: Point) -> "Completed":
+        return Completed(self.base.conditional(evidence), self.proposal.conditional(evidence.double()), draws=self.draws)
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.base._encode(self.proposal.impute(x.double()).to(x.dtype), c)

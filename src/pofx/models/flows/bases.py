@@ -1,9 +1,10 @@
 """Base densities of flows: what a flow bends."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pofx.distributions.base import Law
 from pofx.distributions.columns import Columns
@@ -11,7 +12,7 @@ from pofx.distributions.continuous import Normal, StudentT
 from pofx.distributions.drawing import draw
 from pofx.domain import Domain
 from pofx.models.base import Model
-from pofx.types import Context, Generator, Nats, X
+from pofx.types import Context, Generator, Nats, Point, X
 
 _START_NU = 8.0
 
@@ -28,10 +29,11 @@ class LawBase(Model):
 
     def __init__(self, dim: int, law: Law | None = None, *, components: int = 1, learned: bool = False) -> None:
         super().__init__(Domain.real(dim))
-        self.columns = Columns([law or Normal()] * dim)
-        theta = torch.tensor(_standard(law or Normal())).repeat(components, dim)
+        self.law = law or Normal()
+        self.columns = Columns([self.law] * dim)
+        theta = torch.tensor(_standard(self.law)).repeat(components, dim)
         if components > 1:
-            theta[:, :: (law or Normal()).width] = torch.randn(components, dim)
+            theta[:, :: self.law.width] = torch.randn(components, dim)
         self.theta = nn.Parameter(theta, requires_grad=learned)
         self.logits = nn.Parameter(torch.zeros(components), requires_grad=learned)
 
@@ -42,6 +44,21 @@ class LawBase(Model):
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         k = draw(self.logits.softmax(0), n, generator=generator)
         return self.columns.sample(self.theta[k], generator=generator)
+
+    def _marginal(self, keep: tuple[int, ...]) -> "LawBase":
+        return self._part(keep, self.logits)
+
+    def _conditional(self, evidence: Point) -> "LawBase":
+        each = self.columns.log_prob(self.theta, evidence.to(self.theta)).sum(-1)  # of the components; 0 at NaN
+        return self._part(evidence.isnan().nonzero()[:, 0].tolist(), self.logits + each)
+
+    def _part(self, keep: Sequence[int], logits: Tensor) -> "LawBase":
+        part = LawBase.__new__(LawBase)
+        Model.__init__(part, self.domain.select(keep))
+        part.law, part.columns = self.law, Columns([self.law] * len(keep))
+        theta = self.theta.unflatten(1, (-1, self.law.width))[:, list(keep)].flatten(1)
+        part.theta, part.logits = (nn.Parameter(t.detach(), requires_grad=self.theta.requires_grad) for t in (theta, logits))
+        return part
 
 
 def _standard(law: Law) -> list[float]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pofx.distributions.continuous import Normal, StudentT
 from pofx.domain import Domain
+from pofx.errors import OptionError
 from pofx.models.base import GradientConfig, Model
 from pofx.models.flows.bases import LawBase
 from pofx.models.flows.flow import Flow
@@ -18,6 +19,7 @@ from pofx.transforms.base import Compose, Inverse, Stack, Transform, Upright
 from pofx.transforms.coupling import Couplings
 from pofx.transforms.linear import LU, Triangular
 from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
+from pofx.transforms.permutation import Permutation
 from pofx.transforms.pointwise import Pointwise
 
 _LEAST_STEPS, _MOST_STEPS = 600, 10_000
@@ -38,7 +40,11 @@ class FlowConfig(GradientConfig, abc.ABC):
         """The untrained flow."""
         steps = self.steps(len(domain), 0 if context is None else len(context))
         name = f"{type(self).__name__.removesuffix('Config')} flow"
-        return Flow(domain, Compose(*steps, Triangular(len(domain), self.shrink)), self.base_of(len(domain)), context, name)
+        return Flow(domain, Compose(*steps, *self.last(domain)), self.base_of(len(domain)), context, name)
+
+    def last(self, domain: Domain) -> list[Transform]:
+        """What stands before the data: whitening."""
+        return [Triangular(len(domain), self.shrink)]
 
     def base_of(self, dim: int) -> Model:
         """The base density."""
@@ -116,11 +122,26 @@ class NeuralSplineConfig(PacedConfig):
 class AutoregressiveConfig(PacedConfig, abc.ABC):
     """Options of the flows that go variable by variable."""
 
-    layers: int = Field(5, ge=1, le=256, description="autoregressive steps, every other one backwards")
+    layers: int = Field(5, ge=1, le=256, description="autoregressive steps")
     width: int = Field(128, ge=1, le=2**14, description="hidden units of each of a net's layers")
+    order: Literal["alternating", "columns"] | tuple[str, ...] = Field(
+        "alternating",
+        description="of the variables: every other step backwards; or in all steps that of the columns, or the columns named here "
+        "first: then p of those that come first, and p given them, are exact",
+    )
+
+    def last(self, domain: Domain) -> list[Transform]:
+        """Whitening, and the columns from their places in the order."""
+        names = () if isinstance(self.order, str) else self.order
+        first = [domain.index(name) for name in names]
+        if len(set(first)) < len(first):
+            raise OptionError(f"an order names a column once, got {', '.join(names)}")
+        order = [*first, *(d for d in range(len(domain)) if d not in first)]
+        return [*super().last(domain), *([Permutation([order.index(d) for d in range(len(domain))])] if first else [])]
 
     def _autoregressive(self, dim: int, context: int, **options: Any) -> list[Autoregressive]:  # noqa: ANN401
-        return [Autoregressive(dim, context=context, backwards=bool(k % 2), **options) for k in range(self.layers)]
+        turning = self.order == "alternating"
+        return [Autoregressive(dim, context=context, backwards=turning and k % 2 == 1, **options) for k in range(self.layers)]
 
 
 class MaskedAutoregressiveConfig(AutoregressiveConfig):
@@ -148,7 +169,7 @@ class InverseAutoregressiveConfig(AutoregressiveConfig):
     )
     space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (1, 2, 4), "width": (32, 64, 128)}
 
-    layers: int = Field(2, ge=1, le=256, description="autoregressive steps, every other one backwards")
+    layers: int = Field(2, ge=1, le=256, description="autoregressive steps")
     width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
 
     def steps(self, dim: int, context: int) -> list[Transform]:
@@ -162,7 +183,7 @@ class NeuralSplineAutoregressiveConfig(AutoregressiveConfig):
     cites: ClassVar[tuple[str, ...]] = NeuralSplineConfig.cites
     space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (2, 3, 5), "width": (64, 128, 256)}
 
-    layers: int = Field(3, ge=1, le=256, description="autoregressive steps, every other one backwards")
+    layers: int = Field(3, ge=1, le=256, description="autoregressive steps")
     bins: int = Field(8, ge=2, le=128, description="bins of a spline")
     blocks: int = Field(1, ge=0, le=32, description="residual blocks of a net")
 

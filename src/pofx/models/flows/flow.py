@@ -1,19 +1,26 @@
 """A normalizing flow: a base density, carried to the data by a transform."""
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from pofx.domain import Domain
+from pofx.errors import Unavailable
 from pofx.models.base import Model
-from pofx.transforms.base import Transform
-from pofx.types import Context, Generator, Latent, Nats, X
+from pofx.transforms.base import Compose, Transform
+from pofx.transforms.permutation import Permutation
+from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 
 class Flow(Model):
-    """log p(x | c) = log p_base(T^-1(x; c)) + log|det J_T^-1(x; c)|.
+    """log p(x | c) = log p_base(T^-1(x; c) | c) + log|det J_T^-1(x; c)|.
 
-    Answers log_prob, sample, encode and decode exactly; the other questions go through the generic engine. A row with an infinite
+    Answers log_prob, sample, encode and decode exactly; and where some variables of x are a bijection of as many of u by themselves
+    (`Transform.behind`: the first ones of an autoregressive flow whose steps all have one order), their marginal, and the conditional of
+    the others, of the kind of the base's. Other questions go through the generic engine. A row with an infinite
     entry has density 0. Fails where the support is torn into pieces that a continuous T can not separate: thin bridges of density
     remain between them.
 
@@ -23,7 +30,7 @@ class Flow(Model):
     Args:
         domain: what x is, real variables.
         transform: T.
-        base: p_base, of as many real variables.
+        base: p_base, of as many real variables: any model of them; it sees c where it has a context itself.
         context: what c is, real variables, or None.
         name: what it is called in sentences.
     """
@@ -35,6 +42,20 @@ class Flow(Model):
         self.transform, self.base, self.name = transform, base, name
         self.density, self.sampling = base.density, base.sampling
 
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """Of marginals and conditionals the base's answer, where the transform leads there."""
+        if question not in ("marginal", "conditional"):
+            return super().answers(question, seen)
+        behind = self.transform.behind(tuple(sorted(seen))) if seen else None
+        if behind is None or (question == "conditional" and not self._divides):
+            return Kind.NONE
+        return self.base.answers(question, behind)
+
+    @property
+    def _divides(self) -> bool:
+        """Whether p(x) / p(x_s) is a number of a kind: a quotient of bounds is none."""
+        return self.context is None and self.density is Kind.EXACT
+
     @property
     def noun(self) -> str:
         """Its family's."""
@@ -44,15 +65,36 @@ class Flow(Model):
         """Let the transform see the rows, and the base what it makes of them."""
         self.transform.start(x, c)
         with torch.no_grad():
-            self.base.initialise(self.transform.inverse(x, c)[0])
+            self.base.initialise(self.transform.inverse(x, c)[0], self._of_base(c))
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        return self._log_prob_and_error(x, c, generator)[0]
+
+    def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         finite = x.isfinite()
         u, log_det = self.transform.inverse(torch.where(finite, x, 0.0), c)
-        return torch.where(finite.all(-1), self.base._log_prob(u, None, generator) + log_det, -math.inf)
+        value, error = self.base._log_prob_and_error(u, self._of_base(c), generator)
+        return torch.where(finite.all(-1), value + log_det, -math.inf), error
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
-        return self.transform(self.base.sample(n, generator=generator), c)[0]
+        like = next(self.parameters())
+        return self.transform(self.base._sample(n, self._of_base(c), generator).to(like), c)[0]
+
+    def _of_base(self, c: Context | None) -> Context | None:
+        return None if self.base.context is None else c
+
+    def _marginal(self, keep: tuple[int, ...]) -> "Flow":
+        first = sorted(keep)
+        behind = self.transform.behind(first)
+        if behind is None:
+            raise self._refuse("marginal", "drop the columns of samples")
+        T = Compose(self.transform.select(first), Permutation([first.index(d) for d in keep]))
+        return Flow(self.domain.select(keep), T, self.base.marginal(behind), self.context, self.name).train(self.training)
+
+    def _conditional(self, evidence: Point) -> "Given":
+        if not self._divides:
+            raise self._refuse("conditional", "draws: `pofx.ask.generic.conditional`")
+        return Given(self, evidence)
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.transform.inverse(x, c)[0]
@@ -60,3 +102,77 @@ class Flow(Model):
     def _decode(self, z: Latent, c: Context | None) -> X:
         like = next(self.parameters())
         return self.transform(z.to(like), c)[0]
+
+
+class Given(Model):
+    """p(x_r | x_s) = p(x_s, x_r) / p(x_s) of a flow where x_s = T_s(u_s): x_r = T(u_s, u_r)_r with u_r ~ p_base(u_r | u_s).
+
+    Cost: that of the flow.
+
+    Args:
+        flow: p, without a context.
+        evidence: x_s, NaN where unobserved.
+
+    Raises:
+        Unavailable: there is no T_s, the base has no such conditional, or p(x_s) = 0.
+    """
+
+    evidence: Tensor
+    code: Tensor
+    log_p: Tensor
+
+    def __init__(self, flow: Flow, evidence: Point) -> None:
+        seen, free = (mask.nonzero()[:, 0].tolist() for mask in (~evidence.isnan(), evidence.isnan()))
+        super().__init__(flow.domain.select(free))
+        self.flow, self.seen, self.free = flow, seen, free
+        self.density, self.sampling = flow.density, flow.sampling
+        known, first = evidence.to(next(flow.parameters()))[seen], flow.marginal(seen)
+        self.register_buffer("log_p", first.log_prob(known).detach())
+        if self.log_p == -math.inf:
+            raise Unavailable("conditional", flow.noun, "the evidence lies where p is 0")
+        code = torch.full_like(evidence, torch.nan, dtype=known.dtype)
+        code[list(flow.transform.behind(seen) or ())] = first.encode(known)
+        self.register_buffer("evidence", evidence.to(known))
+        self.register_buffer("code", code)
+        self.base = flow.base.conditional(code)
+
+    @property
+    def noun(self) -> str:
+        """The flow's."""
+        return self.flow.noun
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """Of marginals and conditionals the flow's answer, the evidence among what is seen."""
+        if question not in ("marginal", "conditional"):
+            return super().answers(question, seen)
+        return self.flow.answers(question, self._with_evidence(seen)) if seen else Kind.NONE
+
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        return self.flow._log_prob(_filled(self.evidence, x), c, generator) - self.log_p
+
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        return self._decode(self.base.sample(n, generator=generator), c)
+
+    def _encode(self, x: X, c: Context | None) -> Latent:
+        return self.flow._encode(_filled(self.evidence, x), c)[:, self.code.isnan()]
+
+    def _decode(self, z: Latent, c: Context | None) -> X:
+        return self.flow._decode(_filled(self.code, z), c)[..., self.free]
+
+    def _marginal(self, keep: tuple[int, ...]) -> "Given":
+        both = self._with_evidence(keep)
+        return Given(cast("Flow", self.flow.marginal(both)), self.evidence[both])
+
+    def _conditional(self, evidence: Point) -> "Given":
+        return Given(self.flow, _filled(self.evidence, evidence))
+
+    def _with_evidence(self, variables: Sequence[int]) -> list[int]:
+        """The flow's, the evidence first."""
+        return [*self.seen, *(self.free[d] for d in variables)]
+
+
+def _filled(known: Tensor, rest: Tensor) -> Tensor:
+    """Rows that have `rest` where the known values are NaN."""
+    rows = known.expand(*rest.shape[:-1], -1).clone()
+    rows[..., known.isnan()] = rest.to(rows)
+    return rows

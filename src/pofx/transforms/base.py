@@ -222,7 +222,7 @@ class Inverse(Transform):
 
     def behind(self, keep: Variables) -> Variables | None:
         """The same variables, where it keeps them together."""
-        return keep if self.transform.behind(keep) == keep else None
+        return keep if list(self.transform.behind(keep) or ()) == list(keep) else None
 
     def select(self, keep: Sequence[int]) -> "Inverse":
         """What is turned round, of some variables."""

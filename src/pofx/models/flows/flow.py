@@ -47,14 +47,10 @@ class Flow(Model):
         if question not in ("marginal", "conditional"):
             return super().answers(question, seen)
         behind = self.transform.behind(tuple(sorted(seen))) if seen else None
-        if behind is None or (question == "conditional" and not self._divides):
+        divides = self.context is None and self.density is Kind.EXACT  # p(x) / p(x_s): a quotient of bounds bounds nothing
+        if behind is None or (question == "conditional" and not divides):
             return Kind.NONE
         return self.base.answers(question, behind)
-
-    @property
-    def _divides(self) -> bool:
-        """Whether p(x) / p(x_s) is a number of a kind: a quotient of bounds is none."""
-        return self.context is None and self.density is Kind.EXACT
 
     @property
     def noun(self) -> str:
@@ -92,7 +88,7 @@ class Flow(Model):
         return Flow(self.domain.select(keep), T, self.base.marginal(behind), self.context, self.name).train(self.training)
 
     def _conditional(self, evidence: Point) -> "Given":
-        if not self._divides:
+        if self.answers("conditional", (~evidence.isnan()).nonzero()[:, 0].tolist()) is Kind.NONE:
             raise self._refuse("conditional", "draws: `pofx.ask.generic.conditional`")
         return Given(self, evidence)
 

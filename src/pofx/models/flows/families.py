@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pofx.distributions.continuous import Normal, StudentT
 from pofx.domain import Domain
-from pofx.models.base import GradientConfig, Model
+from pofx.models.base import GradientConfig, Lifting, Model
 from pofx.models.flows.bases import LawBase
 from pofx.models.flows.flow import Flow
 from pofx.nets.mlp import MLP
@@ -19,6 +19,7 @@ from pofx.transforms.coupling import Couplings
 from pofx.transforms.linear import LU, Triangular
 from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
 from pofx.transforms.pointwise import Pointwise
+from pofx.transforms.surjections import Slice
 
 _LEAST_STEPS, _MOST_STEPS = 600, 10_000
 _BOUND = 5.0  # of splines, in deviations of whitened variables
@@ -33,12 +34,25 @@ class FlowConfig(GradientConfig, abc.ABC):
     components: int = Field(8, ge=1, le=1024, description="of a mixture base")
     shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+    dequantise: Literal["scores", "uniform"] = Field("scores", description="cells of codes: of equal mass under a normal, or of width 1")
+    noise: Literal["uniform", "variational"] = Field("uniform", description="where in its cell a value is put; variational: learned")
+    augment: int = Field(0, ge=0, le=4096, description="noise variables beside those of x: log_prob is then a bound")
+    draws: int = Field(8, ge=2, le=4096, description="of the noise, a row and log_prob")
+    tight: bool = Field(False, description="log_prob is the log of the draws' mean weight, not the mean of their logs: a tighter bound")
+
+    @property
+    def lifting(self) -> Lifting:
+        """As the options say."""
+        return Lifting(self.dequantise, self.noise == "variational", self.draws, self.tight)
 
     def _build(self, domain: Domain, context: Domain | None) -> Model:
         """The untrained flow."""
-        steps = self.steps(len(domain), 0 if context is None else len(context))
+        dim = len(domain) + self.augment
+        transform = Compose(*self.steps(dim, 0 if context is None else len(context)), Triangular(dim, self.shrink))
         name = f"{type(self).__name__.removesuffix('Config')} flow"
-        return Flow(domain, Compose(*steps, Triangular(len(domain), self.shrink)), self.base_of(len(domain)), context, name)
+        surjection = Slice(len(domain), self.augment) if self.augment else None
+        base = self.base_of(dim)
+        return Flow(domain, transform, base, context, name, surjection=surjection, draws=self.draws, tight=self.tight)
 
     def base_of(self, dim: int) -> Model:
         """The base density."""

@@ -207,6 +207,20 @@ def test_baselines_are_always_there_and_chosen_options_arrive():
     assert {budget for *_, budget in fit.seen} == {7}
 
 
+def test_variants_of_a_family_stand_beside_it_under_names_that_say_how(tmp_path):
+    names = ["realnvp:layers=4:dropout=0.5", "realnvp", "gmm:components=3"]
+    fit = doubles(**failing("gmm", "gmm:components=3"))
+    comparison = compare(normals(), names, fit=fit, save_to=tmp_path)
+    found = [r.family for r in comparison.results]
+    assert found.index("gmm:components=3") == found.index("gmm") + 1
+    assert found[-2:] == names[:2]
+    assert [comparison[name].config["layers"] for name in names[:2]] == [4, 16]
+    assert comparison[names[0]].config["dropout"] == 0.5
+    assert tmp_path / "realnvp-layers=4-dropout=0.5.safetensors" in set(tmp_path.iterdir())
+    assert "realnvp:layers=4:dropout=0.5" in str(comparison)
+    assert shlex.quote(",".join(names)) in compare("iris", names, fit=fit).setting.command
+
+
 def test_every_family_sees_the_same_rows_and_never_a_test_row():
     x = normals(200, 3)
     fit = doubles()
@@ -465,6 +479,9 @@ def test_what_no_shell_can_say_is_said_in_python():
         ({"families": ["gausian"]}, OptionError, "did you mean 'gaussian'"),
         ({"families": "gaussian"}, OptionError, r"write \['gaussian'\]"),
         ({"families": {"gmm": {"speed": 1}}}, OptionError, "no option 'speed'"),
+        ({"families": ["nsf:speed=1"]}, OptionError, "'nsf:speed=1' has no option 'speed'"),
+        ({"families": ["nsf:layers"]}, OptionError, "NAME=VALUE after a colon, got 'layers'"),
+        ({"families": ["nsff:layers=1"]}, OptionError, "no family 'nsff'"),
         ({"budget": 0.0}, OptionError, "budget=0.0"),
         ({"jobs": 0}, OptionError, "jobs=0"),
         ({"data": normals(30)}, DataError, "at least 10 rows to test on, got 6"),

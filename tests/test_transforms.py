@@ -90,18 +90,19 @@ def columns(variables):
     return torch.stack([draws(v) for v in variables], dim=1)
 
 
-def lift():
+def lift(codes="scores"):
     domain = Domain((DIE, Variable("free", VariableKind.REAL), ROUNDED, GRADE, SPIKED))
-    lifted, _ = plan(domain, "reals")
+    lifted, _ = plan(domain, "reals", codes)
     return lifted.fit(columns(domain.variables)), domain.variables
 
 
-SURJECTIONS = {  # fitted maps, with their variables
+SURJECTIONS = {  # maps of each variable by itself, fitted, with their variables; those that share noise have test_surjections.py
     "normal scores": lambda: (NormalScores([DIE, GRADE]).fit(columns([DIE, GRADE])), (DIE, GRADE)),
-    "cells": lambda: (Cells([ENDLESS, ROUNDED, SPIKED, BOTH, RAIN]).fit(columns(CELLED)), CELLED),
+    "cells": lambda: (Cells(CELLED).fit(columns(CELLED)), CELLED),
     "lift": lift,
+    "lift, uniform": lambda: lift("uniform"),
 }
-CELLED = (ENDLESS, ROUNDED, SPIKED, BOTH, RAIN)
+CELLED = (ENDLESS, ROUNDED, SPIKED, BOTH, RAIN, DIE, GRADE)
 
 
 def away_from_identity(T):
@@ -127,7 +128,7 @@ def surjection(request):
 
 def test_every_class_has_a_line_above():
     modules = [import_module(f"pofx.transforms.{m.name}") for m in iter_modules(pofx.transforms.__path__)]
-    modules = [m for m in modules if not m.__name__.endswith("inverse_cdf")]  # has a file of tests of its own
+    modules = [m for m in modules if not m.__name__.endswith(("inverse_cdf", "surjections"))]  # have files of tests of their own
     written = {t for m in modules for t in vars(m).values() if isinstance(t, type) and issubclass(t, (Transform, PerVariable, Surjection))}
     tested = {type(make()) for make in TRANSFORMS.values()} | {type(make()[0]) for make in SURJECTIONS.values()}
     assert written - {Transform, Upright, PerVariable, Surjection} == tested
@@ -428,8 +429,9 @@ def test_the_exact_pushforward_is_normalised_and_the_bound_below_it(variable):
     assert ((bound + counted).exp().sum() - 1).abs() < 0.2  # and not far below
 
 
-def test_values_that_are_no_code_have_no_density():
-    S = NormalScores([DIE]).fit(columns([DIE]))
+@pytest.mark.parametrize("surjection", [NormalScores, Cells])
+def test_values_that_are_no_code_have_no_density(surjection):
+    S = surjection([DIE]).fit(columns([DIE]))
     y, _ = S.lift(torch.tensor([[0.0], [7.0], [math.inf]]))
     assert y.isinf().all()
 
@@ -476,8 +478,9 @@ def test_everything_needs_no_maps():
     assert image(EVERY, None, None) is EVERY
 
 
-def test_reals_leave_only_plain_reals():
-    seen = image(EVERY, *plan(EVERY, "reals"))
+@pytest.mark.parametrize("codes", ["scores", "uniform"])
+def test_reals_leave_only_plain_reals(codes):
+    seen = image(EVERY, *plan(EVERY, "reals", codes))
     assert seen.names == EVERY.names
     assert {(v.kind, v.resolution, v.spike) for v in seen.variables} == {("real", None, None)}
 
@@ -500,6 +503,8 @@ def test_codes_alone_need_no_bijection():
 def test_an_unknown_taker_is_refused():
     with pytest.raises(OptionError, match="everything, scaled, discrete, reals"):
         plan(EVERY, "integers")
+    with pytest.raises(OptionError, match="scores or uniform, got 'logit'"):
+        plan(EVERY, "reals", "logit")
 
 
 # -- splines ---------------------------------------------------------------------------------------

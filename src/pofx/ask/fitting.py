@@ -139,7 +139,8 @@ def learn(
         raise Unavailable("learning of p(x | given)", family, families=able, instead="learn the joint, then ask for the conditional")
     (x, c), (holdout, holdout_c) = rows.parts(rows.train), rows.parts(rows.holdout)
     with isolated(seed):  # initial weights draw from torch's own generator
-        model = composed.assemble(config, rows.domain, x, prepare(rows.domain, x, config.takes), rows.context, c)
+        maps = prepare(rows.domain, x, config.takes, config.lifting.codes)
+        model = composed.assemble(config, rows.domain, x, maps, rows.context, c)
     record = run(
         model,
         x,

@@ -4,7 +4,6 @@ A user's mistake is one sentence on stderr and exit code 2 (`--debug` shows wher
 Nothing heavy is imported before a command needs it: `pofx --help` loads no torch.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +47,9 @@ def everywhere(*, debug: Annotated[bool, typer.Option(help="show the traceback o
 @app.command()
 def compare(
     data: Data,
-    families: Annotated[str | None, typer.Option(help="names separated by commas; every family when left out")] = None,
+    families: Annotated[
+        str | None, typer.Option(help="names separated by commas, with options: nsf,nsf:layers=2; every family when left out")
+    ] = None,
     budget: Budget = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for results.json and the report")] = Path("pofx-report"),
     seed: Seed = 0,
@@ -367,7 +368,9 @@ def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
 
 
 def _settings(items: list[str] | None) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in _pairs(items, "--set").items()}
+    from pofx.models.registry import plain
+
+    return {name: plain(value) for name, value in _pairs(items, "--set").items()}
 
 
 def _kinds(items: list[str] | None) -> dict[str, Any] | None:
@@ -380,14 +383,6 @@ def _given(p: "PofX", items: list[str]) -> "PofX":
 
     _pairs(items, "--where")
     return p.conditional(parse(p.domain, _words(items)))
-
-
-def _plain(text: str) -> Any:  # noqa: ANN401
-    """A number, list, true, false or null where the text is one; else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _write(table: Any, out: Path | None) -> None:  # noqa: ANN401

@@ -48,7 +48,8 @@ def compare(
 
     Args:
         data: the name of a built-in set (with its own split), a path, a frame, an array.
-        families: names, or name -> options; every family of the registry when left out.
+        families: names, or name -> options; every family of the registry when left out. A name may carry options, and so come
+            again: ["nsf", "nsf:dequantise=uniform"].
         budget: seconds each may learn.
         seed: of the split, of learning, of sampling and of measuring.
         jobs: families learned at the same time, in joblib's processes (or wherever its `parallel_config` says).
@@ -86,7 +87,9 @@ def _chosen(families: Families) -> dict[str, Mapping[str, Any]]:
     wanted: dict[str, Mapping[str, Any]] = dict(families) if isinstance(families, Mapping) else {name: {} for name in families}
     for name, options in wanted.items():
         registered(name).configure(options)
-    return {name: wanted.get(name, {}) for name, line in registry().items() if name in wanted or line.baseline}
+    order = list(registry())
+    baselines: dict[str, Mapping[str, Any]] = {name: {} for name, line in registry().items() if line.baseline}
+    return dict(sorted((baselines | wanted).items(), key=lambda item: order.index(item[0].partition(":")[0])))
 
 
 def _trials(task: Task, plans: Sequence[Plan], fit: Fit, jobs: int) -> Iterable[Result]:

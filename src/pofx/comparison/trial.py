@@ -108,7 +108,7 @@ def _learn(task: Task, plan: Plan, fit: Fit) -> tuple[Any, Learning]:
         )
     seconds = time.perf_counter() - start
     if plan.folder is not None:
-        p.save(plan.folder / f"{plan.family}.safetensors")
+        p.save(plan.folder / f"{plan.family.replace(':', '-')}.safetensors")  # no file system minds a dash
     record, numbers = p.record, sum(t.numel() for t in p.model.state_dict().values() if t.is_floating_point())
     history = [dict(look) for look in record.history]
     return p, Learning(seconds, memory.megabytes, numbers, record.stopped, history, record.kept)

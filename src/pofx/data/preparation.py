@@ -13,7 +13,7 @@ from torch import Tensor
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.nets.features import location_and_scale
 from pofx.transforms import plan
-from pofx.transforms.dequantise import Lift, on_grid, resolution
+from pofx.transforms.dequantise import Lift, ends, on_grid, resolution
 from pofx.transforms.elementwise import Elementwise, Scale
 
 
@@ -32,15 +32,16 @@ class Preparation:
     domain: Domain
 
 
-def prepare(domain: Domain, x: Tensor, takes: str) -> Preparation:
+def prepare(domain: Domain, x: Tensor, takes: str, codes: str = plan.CODES[0]) -> Preparation:
     """The maps for rows x (N, D), fitted to them; NaN cells are left out.
 
     Args:
         domain: what x is.
         x: training rows.
         takes: everything, scaled, discrete or reals; see `pofx.transforms.plan`.
+        codes: how codes become reals; see there, too.
     """
-    lift, transform = plan.plan(domain, takes)
+    lift, transform = plan.plan(domain, takes, codes)
     if lift is not None:
         lift.fit(x.double())
     if transform is not None:
@@ -64,16 +65,16 @@ def _set_support(transform: Elementwise, domain: Domain, lift: Lift | None, y: T
         celled = lift is not None and d in lift.celled
         half = resolution(variable) / 2 if celled else 0.0
         gap = float(lift.cells.gap[lift.celled.index(d)]) if celled and lift is not None else 0.0
-        transform.lower[d] = _lower(variable, half, y[:, d])
-        if variable.kind is VariableKind.INTERVAL:
-            transform.width[d] = variable.upper + half + gap - float(transform.lower[d])
+        transform.lower[d] = _lower(variable, transform.scales[d], half, y[:, d])
+        if transform.scales[d] is Scale.LOGIT:
+            transform.width[d] = ends(variable)[1] + half + gap - float(transform.lower[d])
 
 
-def _lower(variable: Variable, half: float, y: Tensor) -> float:
+def _lower(variable: Variable, scale: Scale, half: float, y: Tensor) -> float:
     if variable.kind is VariableKind.POSITIVE:
         return -half
-    if variable.kind is VariableKind.INTERVAL:
-        return variable.lower - half
+    if scale is Scale.LOGIT:
+        return ends(variable)[0] - half
     # A count without end: log(y - first + median) is near linear for small counts and tames a heavy tail.
     middle = y[y.isfinite()].median().item() - variable.lower + half if y.isfinite().any() else 1.0
     return variable.lower - half - middle

@@ -11,6 +11,7 @@ Tensors are flat: x is (..., D) whatever `domain.shape` says; a family for image
 import abc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -44,6 +45,23 @@ class Takes(StrEnum):
     SCALED = "scaled"  # as they are, but for a unit: reals standardised, positive ones over their scale; nothing is lifted
     DISCRETE = "discrete"  # counts and levels as they are, continuous variables as standardised reals
     REALS = "reals"  # every variable becomes a standardised real: discrete ones by dequantisation
+
+
+@dataclass(frozen=True)
+class Lifting:
+    """How preparation lifts what a family does not take as it is.
+
+    Args:
+        codes: "scores", cells of equal mass under a normal, or "uniform", cells of width 1.
+        learned: whether the place in its cell that a value is given is learned with the family; else it is uniform.
+        draws: of that place, a row and log_prob.
+        tight: whether log_prob is the log of the draws' mean weight, not the mean of their logs.
+    """
+
+    codes: str = "scores"
+    learned: bool = False
+    draws: int = 8
+    tight: bool = False
 
 
 class Model(nn.Module, abc.ABC):
@@ -403,6 +421,11 @@ class FamilyConfig(BaseModel, abc.ABC):
     images: ClassVar[bool] = False  # whether x must have rows and columns
     cites: ClassVar[tuple[str, ...]] = ()  # BibTeX entries
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # search: option -> candidates, from the plainest up
+
+    @property
+    def lifting(self) -> Lifting:
+        """How what it does not take is lifted for it."""
+        return Lifting()
 
     def build(self, domain: Domain, context: Domain | None = None) -> Model:
         """The untrained model on a prepared domain.

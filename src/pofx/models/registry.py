@@ -4,8 +4,9 @@ Read by the command line, compare, the docs and the tests. Importing it loads no
 adds families through the entry point group ``pofx.families``: each entry is a `Family`.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -27,12 +28,14 @@ class Family:
         where: "module:class" of its options, a FamilyConfig.
         says: the family in one sentence.
         baseline: whether every comparison includes it.
+        options: those of a variant that differ from the family's own defaults.
     """
 
     name: str
     where: str
     says: str
     baseline: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def config(self) -> "type[FamilyConfig]":
@@ -41,14 +44,14 @@ class Family:
         return getattr(import_module(module), name)
 
     def configure(self, options: Mapping[str, Any]) -> "FamilyConfig":
-        """The options, checked.
+        """The options, checked; a variant's own are among them.
 
         Raises:
             OptionError: an option is unknown or out of range.
         """
         from pydantic import ValidationError
 
-        config = self.config
+        config, options = self.config, {**dict(self.options), **options}
         for name in options.keys() - config.model_fields.keys():
             raise OptionError(f"family {self.name!r} has no option {name!r}{did_you_mean(name, config.model_fields)}")
         try:
@@ -111,11 +114,27 @@ def name_of(config: "FamilyConfig") -> str:
 
 
 def family(name: str) -> Family:
-    """The family of that name.
+    """The family of that name, or a variant of it: "nsf:layers=2:dequantise=uniform".
 
     Raises:
-        OptionError: there is none; the nearest names are listed.
+        OptionError: there is none, the nearest names are listed; or what follows a colon is not NAME=VALUE.
     """
-    if name not in families():
-        raise OptionError(f"there is no family {name!r}{did_you_mean(name, families())}")
-    return families()[name]
+    known, *settings = name.split(":")
+    if known not in families():
+        raise OptionError(f"there is no family {known!r}{did_you_mean(known, families())}")
+    return replace(families()[known], name=name, options=tuple(map(_setting, settings))) if settings else families()[known]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    option, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"a family's option is NAME=VALUE after a colon, got {text!r}")
+    return option, plain(value)
+
+
+def plain(text: str) -> Any:  # noqa: ANN401
+    """A number, list, true, false or null where the text is one; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -62,7 +62,7 @@ class World:
         x = self.draw(_ROWS)
         if "max_epochs" in type(config).model_fields:
             config = config.model_copy(update={"max_epochs": _EPOCHS})
-        model = assemble(config, self.domain, x, prepare(self.domain, x, config.takes), None, None)
+        model = assemble(config, self.domain, x, prepare(self.domain, x, config.takes, config.lifting.codes), None, None)
         run(model, x[_HELD_OUT:], config=config, holdout=x[:_HELD_OUT])
         return model.eval().requires_grad_(False)
 

@@ -68,7 +68,7 @@ class NormalScores(PerVariable, Surjection):
 
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """y ~ N(0, 1) restricted to the cell of x, and -log q(y | x)."""
-        return self.place(x, _uniform(x, generator))
+        return self.place(x, uniform_shares(x, generator))
 
     def select(self, keep: Sequence[int]) -> "NormalScores":
         """The map of some of the variables, in the order given."""
@@ -105,11 +105,11 @@ class Cells(PerVariable, Surjection):
         x != s:  y = x + r (u - 1/2) + g [x > s],    -log q counted 0: p(x) is P(cell) / r by the domain's convention,
         x  = s:  y = s - r/2 + (r + g) u,            -log q = log(r + g): p(s) is a probability.
 
-    Draws beyond the first or last valid value are taken to it: the edge cells are open. A count without a
-    last value is a grid of resolution 1.
+    Draws beyond the first or last valid value are taken to it: the edge cells are open. Codes are a grid of
+    resolution 1.
 
     Args:
-        variables: continuous ones (with or without a resolution or an atom), or counts.
+        variables: continuous ones (with or without a resolution or an atom), counts or levels.
     """
 
     gap: Tensor
@@ -117,7 +117,7 @@ class Cells(PerVariable, Surjection):
     atom: Tensor
     first: Tensor
     last: Tensor
-    counted: Tensor
+    coded: Tensor
 
     def __init__(self, variables: Sequence[Variable]) -> None:
         super().__init__()
@@ -130,8 +130,7 @@ class Cells(PerVariable, Surjection):
             ("last", [_last(v) for v in self.variables]),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
-        counted = [v.kind is VariableKind.COUNT for v in self.variables]
-        self.register_buffer("counted", torch.tensor(counted, dtype=torch.bool), persistent=False)
+        self.register_buffer("coded", torch.tensor([not v.continuous for v in self.variables]), persistent=False)
 
     def fit(self, x: Tensor) -> "Cells":
         """Choose the gaps from rows (N, D): as wide as gives the slab about the density of its surroundings."""
@@ -150,7 +149,7 @@ class Cells(PerVariable, Surjection):
 
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """y uniform on the cell or slab of x, and -log q(y | x) in the domain's base measure."""
-        return self.place(x, _uniform(x, generator))
+        return self.place(x, uniform_shares(x, generator))
 
     def select(self, keep: Sequence[int]) -> "Cells":
         """The map of some of the variables, in the order given."""
@@ -164,8 +163,8 @@ class Cells(PerVariable, Surjection):
         is_atom = x == self.atom
         beside = x + self.resolution * (share - 0.5) + torch.where(x > self.atom, self.gap, 0.0)
         y = torch.where(is_atom, self.atom - self.resolution / 2 + width * share, beside)
-        # A count below the first goes to infinity, where every base has density 0; NaN stays NaN.
-        y = torch.where(self.counted & (x < self.first), -math.inf, y)
+        # A code below the first or above the last goes to infinity, where every base has density 0; NaN stays NaN.
+        y = torch.where(self.coded & (x < self.first), -math.inf, torch.where(self.coded & (x > self.last), math.inf, y))
         return y, torch.where(is_atom, width.log(), 0.0).sum(-1)
 
 
@@ -205,7 +204,7 @@ class Lift(PerVariable, Surjection):
 
     def lift(self, x: X, *, generator: Generator = None) -> tuple[X, Nats]:
         """y ~ q(y | x) and -log q(y | x)."""
-        return self.place(x, _uniform(x, generator))
+        return self.place(x, uniform_shares(x, generator))
 
     def place(self, x: X, share: X) -> tuple[X, Nats]:
         """The y that has the given share of its cell below it, and -log q(y | x)."""
@@ -299,12 +298,15 @@ def _gap(x: Tensor, variable: Variable) -> float:
     return math.sqrt(12) * max(float(others.std()), 1e-6 * (1 + abs(float(others.mean())))) * min(max(odds, 0.25), 2.0)
 
 
+def ends(variable: Variable) -> tuple[float, float]:
+    """The least and the greatest value, as numbers."""
+    return (0.0, len(variable.levels) - 1.0) if variable.kind in LEVELLED else (variable.lower, variable.upper)
+
+
 def _first(variable: Variable) -> float:
     """The least valid value: rounded to the bound itself, unless an atom stands there."""
-    if variable.kind in LEVELLED:
-        return 0.0
-    if variable.kind is VariableKind.COUNT:
-        return variable.lower
+    if not variable.continuous:
+        return ends(variable)[0]
     if variable.resolution is None or variable.kind is VariableKind.REAL:
         return -math.inf
     least = 0.0 if variable.kind is VariableKind.POSITIVE else variable.lower
@@ -313,11 +315,9 @@ def _first(variable: Variable) -> float:
 
 def _last(variable: Variable) -> float:
     """The greatest valid value."""
-    if variable.kind in LEVELLED:
-        return len(variable.levels) - 1.0
     if variable.kind is VariableKind.INTERVAL and variable.resolution is not None:
         return _step_inside(variable.upper, variable.resolution, -1) if variable.spike == variable.upper else variable.upper
-    return variable.upper if variable.kind is VariableKind.COUNT else math.inf
+    return math.inf if variable.continuous else ends(variable)[1]
 
 
 def _step_inside(bound: float, resolution: float, sign: int) -> float:
@@ -327,6 +327,6 @@ def _step_inside(bound: float, resolution: float, sign: int) -> float:
     return steps / per_unit if per_unit and abs(1 / resolution - per_unit) < 1e-9 * per_unit else steps * resolution
 
 
-def _uniform(x: Tensor, generator: Generator) -> Tensor:
-    """Shares in (0, 1), away from both ends by what rounding could cost."""
+def uniform_shares(x: Tensor, generator: Generator) -> Tensor:
+    """A share for each cell of x, in (0, 1), away from both ends by what rounding could cost."""
     return torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device).clamp(INSIDE, 1 - INSIDE)

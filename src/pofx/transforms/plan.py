@@ -6,6 +6,10 @@
                 positive ones by their log, intervals by their logit, after a lift where they are rounded or have an atom.
     reals       every variable becomes a standardised real: codes as normal scores, rounded values and atoms as cells.
 
+For a family that takes reals, codes may be cells of width 1 instead of scores: on a logit scale where they are finitely many, since
+the first and the last value are often frequent, and what a standardised y would have to learn there is a wall. (Digits' pixels, neural
+spline flow: 93.4 nats a row, standardised 117.1, by scores 90.5.)
+
 `plan` reads the domain alone, so a file rebuilds the same maps; their numbers come from data or from the file.
 """
 
@@ -20,23 +24,32 @@ from pofx.transforms.elementwise import Elementwise, Scale
 SCALED = frozenset({VariableKind.REAL, VariableKind.POSITIVE})  # the kinds that have a unit
 MAX_SCORED = 1024  # codes with more values than this are cells of width 1: a table of their frequencies would be mostly empty
 TAKES = ("everything", "scaled", "discrete", "reals")
+CODES = ("scores", "uniform")
 
 
-def plan(domain: Domain, takes: str) -> tuple[Lift | None, Elementwise | None]:
+def plan(domain: Domain, takes: str, codes: str = CODES[0]) -> tuple[Lift | None, Elementwise | None]:
     """The maps, not yet fitted; None where nothing is to do.
 
+    Args:
+        domain: what x is.
+        takes: everything, scaled, discrete or reals.
+        codes: "scores", cells of equal mass under a normal, or "uniform", cells of width 1; for a family that takes reals.
+
     Raises:
-        OptionError: `takes` is none of everything, scaled, discrete, reals.
+        OptionError: `takes` or `codes` is none of these.
     """
     if takes not in TAKES:
         raise OptionError(f"a family takes one of {', '.join(TAKES)}, got {takes!r}")
+    if codes not in CODES:
+        raise OptionError(f"codes become reals by {' or '.join(CODES)}, got {codes!r}")
     if takes == "everything":
         return None, None
     if takes == "scaled":
         moved = any(v.kind in SCALED for v in domain.variables)
         return None, Elementwise([Scale.IDENTITY] * len(domain), [v.spike for v in domain.variables]) if moved else None
     reals = takes == "reals"
-    coded = [d for d, v in enumerate(domain.variables) if reals and (v.cardinality or MAX_SCORED + 1) <= MAX_SCORED]
+    scored = reals and codes == CODES[0]
+    coded = [d for d, v in enumerate(domain.variables) if scored and (v.cardinality or MAX_SCORED + 1) <= MAX_SCORED]
     celled = [d for d, v in enumerate(domain.variables) if d not in coded and _needs_cells(v, reals)]
     scores, cells = NormalScores([domain.variables[d] for d in coded]), Cells([domain.variables[d] for d in celled])
     lift = Lift(len(domain), scores, coded, cells, celled)
@@ -98,5 +111,6 @@ def _scale(v: Variable, reals: bool) -> Scale:
         return Scale.LOG
     if v.kind is VariableKind.INTERVAL:
         return Scale.LOGIT
-    endless = v.kind is VariableKind.COUNT and v.cardinality is None
-    return Scale.LOG if reals and endless else Scale.IDENTITY
+    if not reals or v.continuous:
+        return Scale.IDENTITY
+    return Scale.LOG if v.cardinality is None else Scale.LOGIT

@@ -13,6 +13,7 @@ from pofx.models.composed.prepared import Prepared, PreparedFullBatch
 from pofx.nets.features import Features
 from pofx.transforms.dequantise import Lift
 from pofx.transforms.elementwise import Elementwise
+from pofx.transforms.noise import Shares
 from pofx.transforms.plan import image, plan
 from pofx.types import Kind
 
@@ -64,7 +65,7 @@ def blank(config: FamilyConfig, domain: Domain, context: Domain | None = None, i
         context: what c is, or None.
         incomplete: whether there were missing cells in the rows it learned from.
     """
-    lift, transform = plan(domain, config.takes)
+    lift, transform = plan(domain, config.takes, config.lifting.codes)
     seen = image(domain, lift, transform, [1.0] * len(domain))
     builder = Builder(config, None if context is None else Features(context), incomplete)
     return wrap(builder, domain, lift, transform, seen, context)
@@ -92,6 +93,12 @@ class Builder:
             return base
         return Completed(base, GaussianConfig().build(seen))
 
+    def noise(self, seen: Domain, lift: Lift | None) -> Shares | None:
+        """What learns where in its cell a lifted value is put; None where that is not learned, or nothing is lifted."""
+        if lift is None or not self.config.lifting.learned:
+            return None
+        return Shares(len(seen), lift.lifted, len(seen) + (0 if self.features is None else self.features.width))
+
 
 def wrap(
     builder: Builder, domain: Domain, lift: Lift | None, transform: Elementwise | None, seen: Domain, context: Domain | None = None
@@ -101,4 +108,14 @@ def wrap(
     if lift is None and transform is None and context is None:
         return base
     kind = PreparedFullBatch if isinstance(base, FullBatch) else Prepared
-    return kind(base, lift, transform, domain, context_features=builder.features, context=context, build=builder)
+    return kind(
+        base,
+        lift,
+        transform,
+        domain,
+        context_features=builder.features,
+        context=context,
+        lifting=builder.config.lifting,
+        noise=builder.noise(seen, lift),
+        build=builder,
+    )

@@ -1,6 +1,5 @@
 """Rows with missing cells for a family that needs whole rows: integrate them out under a proposal."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from pofx.models.base import FullBatch, Model, labelled
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
+from pofx.objectives.bounds import log_mean_and_error
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 ROWS = 256  # with missing cells, of one pass: each becomes as many rows of the base as there are draws
@@ -70,7 +70,7 @@ class Completed(Model):
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         if not bool(x.isnan().any()):
             return self.base._log_prob_and_error(x, c, generator)
-        parts = [log_mean_exp_and_error(self._candidates(rows, k, generator)[1]) for rows, k in _parts(x, c)]
+        parts = [log_mean_and_error(self._candidates(rows, k, generator)[1]) for rows, k in _parts(x, c)]
         value, error = (torch.cat(column) for column in zip(*parts, strict=True))
         return value, error
 
@@ -133,11 +133,3 @@ def _parts(x: Tensor, c: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]
     """A few rows at a time, with their conditions."""
     for at in torch.arange(len(x), device=x.device).split(ROWS):
         yield x[at], None if c is None else c[at]
-
-
-def log_mean_exp_and_error(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean of S weights (S, N), and by the delta method sd(w) / (mean(w) sqrt(S))."""
-    draws = len(log_weights)
-    value = torch.logsumexp(log_weights, 0) - math.log(draws)
-    relative = torch.where(value.isfinite(), (log_weights - value).exp(), 1.0)
-    return value, relative.std(0) / math.sqrt(draws)

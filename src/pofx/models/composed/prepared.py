@@ -11,15 +11,18 @@ from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
 from pofx.events import NEVER, Among, Between, Condition
-from pofx.models.base import FullBatch, Model
+from pofx.models.base import FullBatch, Lifting, Model
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
-from pofx.transforms.dequantise import Lift, on_grid
+from pofx.objectives.bounds import bound_and_error
+from pofx.transforms.dequantise import Lift, on_grid, uniform_shares
 from pofx.transforms.elementwise import Elementwise
+from pofx.transforms.noise import Shares
 from pofx.transforms.plan import image
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
+UNIFORM = Lifting()
 CANDIDATES = 128  # draws of lift and missing cells that an imputed row is the weighted mean of
 ROWS = 4096  # of the base, of one pass
 CELL_POINTS = 32  # points at which an integral over the cell of lifted evidence is taken
@@ -35,9 +38,10 @@ THROUGH = {  # question: what is left of an exact answer behind a lift, and behi
 class Prepared(Model):
     """p(x | c) = p_u(T^-1(x) | h(c)) |det J|, or with a lift the bound E_q(y|x) [log p_y(y | c) - log q(y | x)] on its log.
 
-    Exact where the base is and nothing is lifted. With a lift, log_prob is the mean of the bound over `draws`
-    draws of y, with its standard error; the loss is the bound at one draw. Every variable has its own map, so
-    marginals pass through; evidence on a lifted variable is an event, over which the answer averages.
+    Exact where the base is and nothing is lifted. With a lift, log_prob is the mean of the bound over some
+    draws of y, with its standard error (or the tighter log of their mean weight); the loss is the bound at one draw.
+    Every variable has its own map, so marginals pass through; evidence on a lifted variable is an event, over which
+    the answer averages. Learned noise serves whole rows; marginals and the cells of evidence are drawn evenly.
 
     Args:
         base: the family, on `image(domain, lift, transform)`.
@@ -46,7 +50,8 @@ class Prepared(Model):
         domain: what x is.
         context_features: h, what the base sees of c, or None without c.
         context: what c is, or None.
-        draws: of the lift, a row and log_prob.
+        lifting: how many draws of the lift log_prob takes, and what it makes of them.
+        noise: where in its cell a value is put, learned; None: anywhere alike.
         build: makes the base again when a file's tensors show a grid of another width; None: the base stays.
     """
 
@@ -61,12 +66,13 @@ class Prepared(Model):
         *,
         context_features: Features | None = None,
         context: Domain | None = None,
-        draws: int = 8,
+        lifting: Lifting = UNIFORM,
+        noise: Shares | None = None,
         build: Callable[[Domain], Model] | None = None,
     ) -> None:
         super().__init__(domain, context)
         self.base, self.lift, self.transform = base, lift, transform
-        self.context_features, self.draws, self.build = context_features, draws, build
+        self.context_features, self.lifting, self.noise, self.build = context_features, lifting, noise, build
         lifted = Kind.EXACT if lift is None else Kind.BOUND
         self.density = base.density.worst(lifted)
         self.sampling = base.sampling
@@ -76,7 +82,7 @@ class Prepared(Model):
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
         """The base's loss at one draw of the lift, in the user's units."""
-        u, log_weight = self._to_base(x, generator)
+        u, log_weight = self._to_base(x, c, generator)
         return self.base.loss(u, self._features(c), generator=generator) - log_weight
 
     def initialise(self, x: X, c: Context | None = None) -> None:
@@ -89,12 +95,11 @@ class Prepared(Model):
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         if self.lift is None:
             return self._bound(x, c, generator)
-        values, errors = zip(*(self._bound(x, c, generator) for _ in range(self.draws)), strict=True)
-        return mean_and_error(torch.stack(values), torch.stack(errors))
+        return bound_and_error(lambda: self._bound(x, c, generator), self.lifting.draws, tight=self.lifting.tight)
 
     def _bound(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
         """log p_u(u | c) - log q(u | x) at one u, and the base's own error; -inf outside the support."""
-        u, log_weight = self._to_base(x, generator)
+        u, log_weight = self._to_base(x, c, generator)
         outside = u.isinf()
         value, error = self.base.log_prob_and_error(torch.where(outside, 0.0, u), self._features(c), generator=generator)
         value = torch.where(outside.any(-1), -math.inf, value.double() + log_weight)
@@ -110,10 +115,20 @@ class Prepared(Model):
 
     # -- the way to the base and back --------------------------------------------------------------
 
-    def _to_base(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def _to_base(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
         """u ~ q(u | x) and -log q(u | x), the bijection's slope included."""
-        y, log_weight = (x.double(), 0.0) if self.lift is None else self.lift.lift(x, generator=generator)
-        return self._inverse(y, log_weight)
+        if self.lift is None:
+            return self._inverse(x.double(), 0.0)
+        share, log_weight = self._shares(x, c, generator)
+        y, own = self.lift.place(x, share)
+        return self._inverse(y, own + log_weight)
+
+    def _shares(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | float]:
+        """Where in its cell each value is put, and -log q of that; learned noise is steered by the middles of the cells."""
+        if self.noise is None:
+            return uniform_shares(x, generator), 0.0
+        seen, features = self._centre(x), self._features(c)
+        return self.noise(seen if features is None else torch.cat((seen, features), -1), generator=generator)
 
     def _spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same at quasi-random points, equal for equal rows."""
@@ -162,7 +177,7 @@ class Prepared(Model):
         transform = None if self.transform is None else self.transform.select(keep)
         features = self.context_features if base.context is not None else None
         context = self.context if base.context is not None else None
-        return Prepared(base, lift, transform, self.domain.select(keep), context_features=features, context=context, draws=self.draws)
+        return Prepared(base, lift, transform, self.domain.select(keep), context_features=features, context=context, lifting=self.lifting)
 
     def _marginal(self, keep: tuple[int, ...]) -> Model:
         return self._over(self.base.marginal(keep), keep)
@@ -252,7 +267,7 @@ class Prepared(Model):
         columns = range(x.shape[1])
         maps = [None if self.transform is None else self.transform.select([d]) for d in columns]
         slopes = [torch.zeros(len(x)).to(x) if m is None else m.inverse(x[:, [d]].double())[1] for d, m in enumerate(maps)]
-        u = self._to_base(x, generator)[0]
+        u = self._to_base(x, None, generator)[0]
         inner = self.base.leave_one_out(torch.where(u.isinf(), 0.0, u), generator=generator).double()
         return torch.where(u.isinf(), -math.inf, inner + torch.stack(slopes, dim=1))
 
@@ -260,7 +275,7 @@ class Prepared(Model):
         """Exact when every map is affine; else averages over draws of lifts and completions."""
         straight = torch.tensor(self._straight(), device=x.device)
         if bool(straight.all()):
-            return torch.where(x.isnan(), self._to_user(self.base.impute(self._to_base(x, generator)[0], generator=generator)), x)
+            return torch.where(x.isnan(), self._to_user(self.base.impute(self._to_base(x, None, generator)[0], generator=generator)), x)
         levels = Levels(self.domain, x.device)
         mean = WeightedMean()
         for draw, expected, log_weight in self._candidates(x, generator):
@@ -270,7 +285,7 @@ class Prepared(Model):
     def _complete(self, x: X, generator: Generator) -> X:
         """Exact without a lift; else one of several draws of lift and missing cells, by its weight."""
         if self.lift is None:
-            return torch.where(x.isnan(), self._to_user(self.base.complete(self._to_base(x, generator)[0], generator=generator)), x)
+            return torch.where(x.isnan(), self._to_user(self.base.complete(self._to_base(x, None, generator)[0], generator=generator)), x)
         pick = WeightedPick(generator)
         for draw, _, log_weight in self._candidates(x, generator):
             pick.add(draw, log_weight)
@@ -285,7 +300,7 @@ class Prepared(Model):
 
     def _weighed(self, x: X, generator: Generator) -> tuple[X, X, Nats]:
         """The base's, of one draw of the lift."""
-        u, log_weight = self._to_base(x, generator)
+        u, log_weight = self._to_base(x, None, generator)
         outside = u.isinf()
         draw, expected, own = self.base._weighed(torch.where(outside, 0.0, u), generator)
         return self._to_user(draw), self._to_user(expected), torch.where(outside.any(-1), -math.inf, log_weight + own)
@@ -330,8 +345,8 @@ class PreparedFullBatch(Prepared, FullBatch):
 
     def steps(self, x: Tensor, *, holdout: Tensor | None = None, generator: Generator = None) -> Iterator[float]:
         """The base's steps on one draw of the lift; yields the mean bound of the rows in the user's units."""
-        u, log_weight = self._to_base(x, generator)
-        held = None if holdout is None else self._to_base(holdout, generator)[0]
+        u, log_weight = self._to_base(x, None, generator)
+        held = None if holdout is None else self._to_base(holdout, None, generator)[0]
         for value in cast("FullBatch", self.base).steps(u, holdout=held, generator=generator):
             yield value + float(log_weight.mean())
 
@@ -362,14 +377,6 @@ class Levels:
             votes = averaged[:, self.dim :].split(list(self.sizes.values()), dim=1)
             x[:, list(self.sizes)] = torch.stack([v.argmax(1).double() for v in votes], dim=1)
         return x
-
-
-def mean_and_error(values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the first axis and its standard error, from the spread and from each value's own error."""
-    draws = len(values)
-    mean = values.mean(0)
-    spread = torch.where(mean.isfinite(), values, 0.0).var(0) if draws > 1 else torch.zeros_like(mean)
-    return mean, ((spread + errors.square().mean(0)) / draws).sqrt()
 
 
 def dtype_of(model: Model) -> torch.dtype:

@@ -1,6 +1,7 @@
 """The flow families: of which transforms each is made."""
 
 import abc
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -9,9 +10,10 @@ from pydantic import Field
 from pofx.distributions.continuous import Normal, StudentT
 from pofx.domain import Domain
 from pofx.errors import OptionError
-from pofx.models.base import GradientConfig, Model
+from pofx.models.base import GradientConfig, Lifting, Model
 from pofx.models.flows.bases import LawBase
 from pofx.models.flows.flow import Flow
+from pofx.models.flows.surjected import Surjected
 from pofx.nets.mlp import MLP
 from pofx.nets.residual import ResidualMLP
 from pofx.transforms.autoregressive import Autoregressive
@@ -21,6 +23,7 @@ from pofx.transforms.linear import LU, Triangular
 from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
 from pofx.transforms.permutation import Permutation
 from pofx.transforms.pointwise import Pointwise
+from pofx.transforms.surjections import Slice
 
 _LEAST_STEPS, _MOST_STEPS = 600, 10_000
 _BOUND = 5.0  # of splines, in deviations of whitened variables
@@ -35,9 +38,27 @@ class FlowConfig(GradientConfig, abc.ABC):
     components: int = Field(8, ge=1, le=1024, description="of a mixture base")
     shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+    dequantise: Literal["scores", "uniform"] = Field("scores", description="cells of codes: of equal mass under a normal, or of width 1")
+    noise: Literal["uniform", "variational"] = Field("uniform", description="where in its cell a value is put; variational: learned")
+    augment: int = Field(0, ge=0, le=4096, description="noise variables beside those of x: log_prob is then a bound")
+    draws: int = Field(8, ge=2, le=4096, description="of the noise, a row and log_prob")
+    tight: bool = Field(False, description="log_prob is the log of the draws' mean weight, not the mean of their logs: a tighter bound")
+
+    @property
+    def lifting(self) -> Lifting:
+        """As the options say."""
+        return Lifting(self.dequantise, self.noise == "variational", self.draws, self.tight)
 
     def _build(self, domain: Domain, context: Domain | None) -> Model:
-        """The untrained flow."""
+        """The untrained flow; with noise variables beside those of x, behind the surjection that leaves them away."""
+        if not self.augment:
+            return self.flow(domain, context)
+        noise = Domain.real(self.augment).variables
+        seen = Domain((*domain.variables, *(replace(v, name=f"noise {v.name}") for v in noise)))
+        return Surjected(domain, Slice(len(domain), self.augment), self.flow(seen, context), draws=self.draws, tight=self.tight)
+
+    def flow(self, domain: Domain, context: Domain | None) -> Flow:
+        """The untrained flow of real variables."""
         steps = self.steps(len(domain), 0 if context is None else len(context))
         name = f"{type(self).__name__.removesuffix('Config')} flow"
         return Flow(domain, Compose(*steps, *self.last(domain)), self.base_of(len(domain)), context, name)

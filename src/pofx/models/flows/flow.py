@@ -54,6 +54,12 @@ class Flow(Model):
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self.transform(self.base.sample(n, generator=generator), c)[0]
 
+    def reparameterised(self, n: int, c: Context | None = None, *, generator: Generator = None) -> tuple[X, Nats]:
+        """n draws x = T(u) and log p(x), differentiable in T's parameters; the base stands still: u is drawn without a gradient."""
+        u = self.base.sample(n, generator=generator)
+        x, log_det = self.transform(u, c)
+        return x, self.base._log_prob(u, None, generator).detach() - log_det
+
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.transform.inverse(x, c)[0]
 

@@ -19,6 +19,7 @@ from pofx.types import Answer, Generator, Kind
 
 METHODS = ("resampling", "metropolis")
 CHAINS = 64
+REMEDY = "more steps may help, or base='student', or objective='forward' from this start"
 TRUSTED = 0.7  # k-hat up to which weighted means are
 
 
@@ -64,7 +65,7 @@ class Approximation:
     def how(self) -> str:
         """How its answers come about, and whether to trust them, in a clause."""
         sizes = f"{len(self.weighted.x)} weighted draws, effective size {self.ess:.0f}, k-hat {self.k_hat:.2f}"
-        doubt = f" over {TRUSTED}: q's tails are too thin, so neither the numbers nor their errors are to be trusted"
+        doubt = f" over {TRUSTED}: q's tails are too thin, so neither the numbers nor their errors are to be trusted; {REMEDY}"
         return sizes + ("" if self.trusted else doubt)
 
     @property

@@ -35,23 +35,12 @@ def folder(tmp_path_factory):
     return path
 
 
+VERBS = ("compare", "fit", "search", "approximate", "sample", "score", "impute", "acquire", "outliers", "info", "families", "data", "cite")
+
+
 def test_help_names_every_verb():
     text = pofx_("--help")
-    for verb in [
-        "compare",
-        "fit",
-        "search",
-        "approximate",
-        "sample",
-        "score",
-        "impute",
-        "acquire",
-        "outliers",
-        "info",
-        "families",
-        "data",
-        "cite",
-    ]:
+    for verb in VERBS:
         assert verb in text
 
 

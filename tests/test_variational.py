@@ -1,6 +1,8 @@
 """Variational inference: both gradients against closed forms, answers against densities whose moments are known, mistakes in a sentence."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -440,3 +442,17 @@ def test_named_variables_come_back_as_a_table():
     answer = approximate(square, {"a": "real", "b": "real"}, "maf", steps=2, draws=64, progress=False, **TINY)
     assert isinstance(answer.sample(3), pd.DataFrame)
     assert isinstance(answer.q.sample(3), pd.DataFrame)
+
+
+@pytest.mark.slow
+def test_the_page_s_examples_run(tmp_path, monkeypatch, capsys):
+    """docs/variational.md, block after block; the posterior of the rate is near the mean of the measurements."""
+    page = (Path(__file__).parents[1] / "docs" / "variational.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/variational.md", "exec"), names)
+    posterior = names["posterior"]
+    assert "rate" in capsys.readouterr().out
+    assert float(np.asarray(posterior.mean)[0]) == pytest.approx(1.48, abs=0.1)
+    assert pofx.open("posterior.safetensors").domain.names == ("rate", "spread")

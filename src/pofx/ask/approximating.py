@@ -91,6 +91,8 @@ def approximate(
     target = Target(log_density, space, _map(model))
     flow = _flow(model)
     target.check(flow, torch.Generator(where).manual_seed(seed))
+    # Slopes of narrow necks overflow single precision, and their norm, to which they are clipped, sooner.
+    kept, flow = next(flow.parameters()).dtype, flow.double()
     try:
         record = approach(
             flow,
@@ -105,7 +107,7 @@ def approximate(
         )
     except TrainingError as error:
         raise TrainingError(f"{error}; or the log-density is no finite number where q drew: bounds belong into the domain") from error
-    return _answer(model, flow, target, config, record, seed, draws, _container(domain, space))
+    return _answer(model, flow.to(kept), target, config, record, seed, draws, _container(domain, space))
 
 
 # -- what is asked for -----------------------------------------------------------------------------

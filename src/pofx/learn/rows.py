@@ -37,4 +37,5 @@ class Rows:
         """As many rows of equal weight, each as often as its weight says: for what rows set before the first step."""
         if self.w is None:
             return self
-        return Rows(*self.at(systematic(self.w.log(), len(self), generator=generator)))
+        order = torch.randperm(len(self), generator=generator, device=self.w.device)  # no pattern of the rows meets the comb's
+        return Rows(*self.at(order[systematic(self.w[order].log(), len(self), generator=generator)]))

@@ -48,7 +48,7 @@ def approximate(
     *,
     steps: int = 3000,
     objective: str = "reverse",
-    anneal: float | None = None,
+    anneal: float = 0.0,
     start: Any = None,  # noqa: ANN401
     draws: int = 20_000,
     seed: int = 0,
@@ -69,7 +69,7 @@ def approximate(
         steps: of the optimiser, each on `batch_size` new draws of q.
         objective: "reverse": KL(q || p), with the gradient along the path; "reverse-score": the same with the plain
             reparameterised gradient; "forward": KL(p || q), by weighted draws of q, which covers p but begins badly far from it.
-        anneal: the share of the run over which p^b is made p; None: a quarter, and nothing after a start.
+        anneal: the share of the run over which p^b becomes p: it joins modes that lie apart, but hides narrow necks, which p^b has less of.
         start: an earlier answer (or its q), or rows of something like p, which q learns by likelihood first.
         draws: weighted ones, that answer the questions.
         seed: makes the run reproducible, bit for bit on a CPU.
@@ -83,7 +83,9 @@ def approximate(
         TrainingError: the density is no number where q draws while it learns.
     """
     space, config = as_domain(domain), settings(family, steps, options)
-    share = _share(anneal, start)
+    direction = _direction(objective)
+    if not 0 <= anneal < 1:
+        raise OptionError(f"tempering takes a share of the run from 0 to below 1, got {anneal}")
     if draws < 1:
         raise OptionError(f"the number of weighted draws is at least 1, got {draws}")
     where = choose_device(device)
@@ -98,8 +100,8 @@ def approximate(
             flow,
             target,
             config=config,
-            direction=_direction(objective),
-            anneal=share,
+            direction=direction,
+            anneal=anneal,
             seed=seed,
             budget=budget,
             device=where,
@@ -167,14 +169,6 @@ def _direction(objective: str) -> Direction:
     if objective not in set(Direction):
         raise OptionError(f"there is no objective {objective!r}{did_you_mean(objective, Direction)}")
     return Direction(objective)
-
-
-def _share(anneal: float | None, start: object) -> float:
-    if anneal is None:
-        return 0.0 if start is not None else 0.25
-    if not 0 <= anneal < 1:
-        raise OptionError(f"tempering takes a share of the run from 0 to below 1, got {anneal}")
-    return anneal
 
 
 # -- where q starts --------------------------------------------------------------------------------

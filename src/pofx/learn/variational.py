@@ -57,7 +57,7 @@ def approach(
     *,
     config: GradientConfig,
     direction: Direction = Direction.REVERSE,
-    anneal: float = 0.25,
+    anneal: float = 0.0,
     seed: int = 0,
     budget: float | None = None,
     device: str | torch.device | None = None,

@@ -1,6 +1,6 @@
 """Variational inference by flows against densities whose moments are known, with one set of defaults for all.
 
-    python benchmarks/variational.py [--seeds 3] [--targets gaussian banana funnel "eight schools"] [--family iaf] [--set steps=3000]
+    python benchmarks/variational.py [--seeds 3] [--targets gaussian banana funnel "eight schools"] [--family iaf] [--set steps=3500]
 
 Targets: a correlated normal (10-D), a banana (2-D), Neal's funnel (10-D) and the posterior of eight schools as it is written down, not
 re-parameterised (10-D). z: how many standard errors the importance-corrected means and standard deviations lie from the exact ones, the

@@ -130,7 +130,7 @@ def approximate(
     samples: Annotated[Path | None, typer.Option(help="file to write 4000 resampled rows to (CSV, Parquet, NPY)")] = None,
     start: Annotated[str | None, typer.Option(help="a file of rows, or a model file of this command, to begin from")] = None,
     objective: Annotated[str, typer.Option(help="reverse, reverse-score or forward")] = "reverse",
-    steps: Annotated[int, typer.Option(help="of the optimiser")] = 3000,
+    steps: Annotated[int, typer.Option(help="of the optimiser")] = 3500,
     setting: Settings = None,
     seed: Seed = 0,
     budget: Budget = None,

@@ -146,7 +146,7 @@ def settings(family: object, steps: int, options: Mapping[str, Any]) -> Gradient
     """The flow's options: for a name, those of variational inference where nothing else is given. Nothing is dropped out: q is one map.
 
     Raises:
-        OptionError: no step, an option is unknown, or units are to be dropped out.
+        OptionError: no step, an option is unknown, units are to be dropped out, or epochs are given where there are no rows.
         Unavailable: the family is no flow.
     """
     if steps < 1:
@@ -159,6 +159,8 @@ def settings(family: object, steps: int, options: Mapping[str, Any]) -> Gradient
         raise OptionError(
             f"dropout is {options['dropout']}: a flow that drops units is another map at every step, and has no density to descend"
         )
+    if "max_epochs" in options:
+        raise OptionError("there are no rows to pass over, so max_epochs means nothing here: give steps")
     usual = SETTINGS if isinstance(family, str) else {}
     changed = {name: value for name, value in usual.items() if name in type(config).model_fields and name not in options}
     still = {"dropout": 0.0} if "dropout" in type(config).model_fields else {}

@@ -35,9 +35,12 @@ def folder(tmp_path_factory):
     return path
 
 
+VERBS = ("compare", "fit", "search", "approximate", "sample", "score", "impute", "acquire", "outliers", "info", "families", "data", "cite")
+
+
 def test_help_names_every_verb():
     text = pofx_("--help")
-    for verb in ("compare", "fit", "search", "sample", "score", "impute", "acquire", "outliers", "info", "families", "data", "cite"):
+    for verb in VERBS:
         assert verb in text
 
 
@@ -261,3 +264,42 @@ def test_debug_shows_where():
 def test_rows_of_another_table_are_refused(folder):
     np.savetxt(folder / "other.csv", np.zeros((3, 2)), header="a,b", delimiter=",", comments="")
     assert "species" in pofx_("score", folder / "model.safetensors", folder / "other.csv", code=2)
+
+
+@pytest.fixture(scope="module")
+def density(tmp_path_factory):
+    """A file with a density: two normals, one of them behind a logarithm."""
+    file = tmp_path_factory.mktemp("density") / "target.py"
+    file.write_text("def log_p(x):\n    return -0.5 * (x[:, 0] - 2).square() - 0.5 * x[:, 1].log().square() - x[:, 1].log()\n\nMANY = 3\n")
+    return file
+
+
+QUICK = ("--steps", 50, "--set", "layers=1", "--set", "width=8")
+
+
+def test_approximate_runs_a_function_of_ones_own(density, tmp_path):
+    variables = ("--variable", "m=real", "--variable", "s=positive")
+    files = ("-o", tmp_path / "q.safetensors", "--samples", tmp_path / "x.csv")
+    text = pofx_("approximate", f"{density}:log_p", *variables, *QUICK, *files)
+    assert all(word in text for word in ("± mean", "log evidence", "k-hat", "s "))
+    drawn = pd.read_csv(tmp_path / "x.csv")
+    assert list(drawn.columns) == ["m", "s"]
+    assert (drawn["s"] > 0).all()
+    assert pofx.open(tmp_path / "q.safetensors").domain.names == ("m", "s")
+    pofx_("approximate", f"{density}:log_p", *variables, *QUICK, "--start", tmp_path / "q.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "sentence"),
+    [
+        ("{}", ("--dim", 2), "a density is FILE.py:FUNCTION"),
+        ("none.py:f", ("--dim", 2), "there is no file 'none.py'"),
+        ("{}:log_q", ("--dim", 2), "has no function 'log_q'; did you mean 'log_p'"),
+        ("{}:MANY", ("--dim", 2), "has no function 'MANY'"),
+        ("{}:log_p", (), "give --dim, for reals, or a --variable"),
+        ("{}:log_p", ("--variable", "m=1:x"), "NAME=LOWER:UPPER, got 'm=1:x'"),
+        ("{}:log_p", ("--dim", 2), "the log-density is nan at"),
+    ],
+)
+def test_a_density_that_can_not_be_run_is_told(density, what, options, sentence):
+    assert sentence in pofx_("approximate", what.format(density), *options, code=2)

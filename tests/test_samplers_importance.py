@@ -66,6 +66,29 @@ def test_resampled_draws_are_of_p():
     assert not torch.equal(x, x.sort(0).values)
 
 
+def test_quantiles_of_equal_weights_are_the_draws_own():
+    x = torch.randn(1000, 2, generator=seeded(3))
+    found = Weighted(x, torch.zeros(1000)).quantile(torch.tensor([0.0005, 0.2505, 0.9999]))
+    torch.testing.assert_close(found, x.sort(0).values[[0, 250, 999]])
+    # and a weight of 3 is three rows: 1, 4, 4, 5, 5, 5
+    log_w = torch.tensor([3.0, 1.0, 2.0]).log()
+    rows = torch.tensor([5.0, 1.0, 4.0])
+    shares = torch.tensor([0.1, 0.3, 0.45, 0.6, 0.9])
+    torch.testing.assert_close(Weighted(rows, log_w).quantile(shares), torch.tensor([1.0, 4.0, 4.0, 5.0, 5.0]))
+
+
+def test_chains_along_the_draws_are_of_the_target():
+    """Second halves of 64 chains: moments within 6 errors of what they are worth, taken as a third of their states."""
+    run = weighted(64 * 400)
+    states = run.metropolis(64, generator=seeded(5))
+    assert states.shape == (400, 64, run.x.shape[1])
+    x = states[200:].flatten(0, 1)
+    bound = 6 / (len(x) / 3) ** 0.5
+    assert x.mean(0).abs().max() < bound
+    assert (x.var(0) - 1).abs().max() < bound * 2**0.5
+    assert (states.diff(dim=0) == 0).all(-1).any()  # refused moves stand still
+
+
 def test_thin_tails_are_seen():
     assert float(weighted(sd=1.5).k_hat) < 0.5
     assert float(weighted(sd=0.5).k_hat) > 0.7  # w grows as exp(1.5 x^2): its variance does not exist

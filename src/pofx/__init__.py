@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
+    "approximate": "pofx.ask.approximating",
     "fit": "pofx.ask",
     "open": "pofx.ask",
     "search": "pofx.ask",
@@ -41,6 +42,7 @@ __all__ = [
     "PofxError",
     "Unavailable",
     "Variable",
+    "approximate",
     "compare",
     "families",
     "fit",
@@ -53,6 +55,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pofx.ask import PofX, fit, open, search
+    from pofx.ask.approximating import approximate
     from pofx.ask.outlying import outliers
     from pofx.comparison import compare
     from pofx.data import infer_domain, load

@@ -15,10 +15,13 @@ from torch import Tensor
 from pofx.ask.origin import Origin
 from pofx.ask.pofx import PofX, as_columns
 from pofx.data import Container, DataSet, check_training, container_of, encode, infer_domain, load, names_a_set, read, split
+from pofx.data.checks import check_weights
 from pofx.data.preparation import prepare
+from pofx.data.weights import weighted
 from pofx.domain import Domain
 from pofx.errors import OptionError, Unavailable
-from pofx.learn import isolated, run
+from pofx.learn import check_weighable, isolated, run
+from pofx.learn.rows import Rows as Weighed
 from pofx.models import composed
 from pofx.models.base import FamilyConfig
 from pofx.models.registry import families, name_of
@@ -30,13 +33,15 @@ Schema = Domain | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Rows:
-    """Training and held-out rows, encoded: whole rows of `table`, whose `given` columns are conditions."""
+    """Training and held-out rows, encoded: whole rows of `table`, whose `given` columns are conditions; and how often each counts."""
 
     train: Tensor
     holdout: Tensor
     table: Domain
     given: tuple[str, ...]
     container: Container
+    weights: Tensor | None = None
+    holdout_weights: Tensor | None = None
 
     @property
     def domain(self) -> Domain:
@@ -61,11 +66,19 @@ class Rows:
         return [d for d in range(len(self.table)) if d not in self._c]
 
 
-def gather(data: Any, *, given: str | Sequence[str] | None = None, holdout: Any = None, schema: Schema = None, seed: int = 0) -> Rows:  # noqa: ANN401
+def gather(
+    data: Any,  # noqa: ANN401
+    *,
+    given: str | Sequence[str] | None = None,
+    holdout: Any = None,  # noqa: ANN401
+    schema: Schema = None,
+    seed: int = 0,
+    weights: Any = None,  # noqa: ANN401
+) -> Rows:
     """Read, infer or take the domain, encode, split, check.
 
     Raises:
-        DataError: the data can not be learned from; the sentence names the column or row.
+        DataError: the data can not be learned from, or a weight is not a number from 0 up; the sentence names the column or row.
         OptionError: a given column is unknown, or nothing but given columns is left.
     """
     if isinstance(data, str) and names_a_set(data):
@@ -74,15 +87,20 @@ def gather(data: Any, *, given: str | Sequence[str] | None = None, holdout: Any 
         source, holdout, schema = data.train, data.holdout if holdout is None else holdout, data.domain if schema is None else schema
     else:
         source = read(data)
-    table = _domain(source, schema)
-    x = encode(source, table)
+    source, w = weighted(source, weights)
+    domain = _domain(source, schema)
+    x, held_w = encode(source, domain), None
+    check_weights(w, len(x))
     if holdout is None:
-        check_training(x, table)
-        x, held = split(x, HOLDOUT_SHARE, torch.Generator().manual_seed(seed))
+        check_training(x, domain)
+        x, held, w, held_w = _split(x, w, torch.Generator().manual_seed(seed))
     else:
-        held = encode(read(holdout), table)
-    check_training(x, table)
-    return Rows(x, held, table, _given(table, given), container_of(source))
+        rows, held_w = weighted(read(holdout), weights if isinstance(weights, str) else None)
+        held = encode(rows, domain)
+    check_training(x, domain)
+    for part, its in ((x, w), (held, held_w)):
+        check_weights(its, len(part))
+    return Rows(x, held, domain, _given(domain, given), container_of(source), w, held_w)
 
 
 def fit(
@@ -91,6 +109,7 @@ def fit(
     *,
     given: str | Sequence[str] | None = None,
     holdout: Any = None,  # noqa: ANN401
+    weights: Any = None,  # noqa: ANN401
     schema: Schema = None,
     seed: int = 0,
     budget: float | None = None,
@@ -106,6 +125,8 @@ def fit(
         family: a name of `pofx.families()`, or options of a family, your own included.
         given: columns to condition on.
         holdout: rows that learning is watched on; a tenth of the data when none are given.
+        weights: how often each row counts, in learning and in held-out scores: numbers from 0 up, one a row, in any unit, or the name
+            of the column that holds them, which is then no column of x. Rows of q weighted by p / q stand for rows of p.
         schema: the domain, or corrections to the inferred one, column -> kind.
         seed: makes the run reproducible, bit for bit on a CPU.
         budget: seconds after which learning stops and keeps the best so far.
@@ -118,7 +139,7 @@ def fit(
         PofxError: data or options that can not work, before learning starts.
     """
     config = configured(family, options)
-    rows = gather(data, given=given, holdout=holdout, schema=schema, seed=seed)
+    rows = gather(data, given=given, holdout=holdout, schema=schema, seed=seed, weights=weights)
     return learn(rows, name_of(config), config, seed=seed, budget=budget, device=device, checkpoint=checkpoint, progress=progress)
 
 
@@ -138,9 +159,11 @@ def learn(
         able = [name for name, one in families().items() if one.config.conditional]
         raise Unavailable("learning of p(x | given)", family, families=able, instead="learn the joint, then ask for the conditional")
     (x, c), (holdout, holdout_c) = rows.parts(rows.train), rows.parts(rows.holdout)
+    check_weighable(config, rows.weights)
+    seen = Weighed(x, c, rows.weights).alike(torch.Generator().manual_seed(seed))
     with isolated(seed):  # initial weights draw from torch's own generator
-        maps = prepare(rows.domain, x, config.takes, config.lifting.codes)
-        model = composed.assemble(config, rows.domain, x, maps, rows.context, c)
+        maps = prepare(rows.domain, seen.x, config.takes, config.lifting.codes)
+        model = composed.assemble(config, rows.domain, x, maps, rows.context, seen.c)
     record = run(
         model,
         x,
@@ -148,6 +171,8 @@ def learn(
         config=config,
         holdout=holdout,
         holdout_c=holdout_c,
+        weights=rows.weights,
+        holdout_weights=rows.holdout_weights,
         seed=seed,
         budget=budget,
         device=device,
@@ -171,6 +196,14 @@ def configured(family: object, options: Mapping[str, Any]) -> FamilyConfig:
     for name in options:
         raise OptionError(f"{name!r} stands beside {type(family).__name__}, which has the options already: set it there")
     return family
+
+
+def _split(x: Tensor, w: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Training and held-out rows, each with its weights."""
+    if w is None:
+        return *split(x, HOLDOUT_SHARE, generator), None, None
+    train, held = split(torch.cat((x, w[:, None]), dim=1), HOLDOUT_SHARE, generator)
+    return train[:, :-1], held[:, :-1], train[:, -1], held[:, -1]
 
 
 def _domain(source: Any, schema: Schema) -> Domain:  # noqa: ANN401

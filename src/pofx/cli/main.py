@@ -75,6 +75,7 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="the model file to write")] = Path("model.safetensors"),
     given: Given = None,
     holdout: Annotated[str | None, typer.Option(help="file of held-out rows; a tenth of the data when left out")] = None,
+    weights: Annotated[str | None, typer.Option(help="the column that says how often each row counts; no column of x")] = None,
     setting: Settings = None,
     kind: Kinds = None,
     seed: Seed = 0,
@@ -90,6 +91,7 @@ def fit(
         family,
         given=_names(given),
         holdout=holdout,
+        weights=weights,
         schema=_kinds(kind),
         seed=seed,
         budget=budget,
@@ -117,6 +119,50 @@ def search(
     found = run(family, data, trials=trials, timeout=timeout, seed=seed, budget=budget)
     found.best.save(out)
     typer.echo(f"{found}\nSaved to {out}")
+
+
+@app.command()
+def approximate(
+    density: Annotated[str, typer.Argument(help="FILE.py:FUNCTION, which is run: from rows (N, D) in float64 to log p + constant, (N,)")],
+    dim: Annotated[int | None, typer.Option(help="how many real variables there are")] = None,
+    variable: Annotated[list[str] | None, typer.Option(help="instead, each of them: mu=real, tau=positive, rho=0:1")] = None,
+    family: Annotated[str, typer.Option("--family", "-f", help="a flow, one of: pofx families")] = "iaf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write q to, as pofx fit writes models")] = None,
+    samples: Annotated[Path | None, typer.Option(help="file to write 4000 resampled rows to (CSV, Parquet, NPY)")] = None,
+    start: Annotated[str | None, typer.Option(help="a file of rows, or a model file of this command, to begin from")] = None,
+    objective: Annotated[str, typer.Option(help="reverse, reverse-score or forward")] = "reverse",
+    steps: Annotated[int, typer.Option(help="of the optimiser")] = 3500,
+    setting: Settings = None,
+    seed: Seed = 0,
+    budget: Budget = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "auto",
+) -> None:
+    """Fit a flow to a density of your own, known up to its constant; its moments, corrected by importance weights."""
+    from pofx.ask import open as opened
+    from pofx.ask.approximating import approximate as run
+    from pofx.cli.approximate import density as function
+    from pofx.cli.approximate import space
+    from pofx.cli.rows import check_ending
+
+    check_ending(samples)
+    answer = run(
+        function(density),
+        space(dim, variable),
+        family,
+        steps=steps,
+        objective=objective,
+        start=opened(start) if start and start.endswith(".safetensors") else start,
+        seed=seed,
+        budget=budget,
+        device=device,
+        **_settings(setting),
+    )
+    typer.echo(str(answer))
+    if out is not None:
+        answer.save(out)
+        typer.echo(f"Saved to {out}", err=True)
+    if samples is not None:
+        _write(answer.sample(4000), samples)
 
 
 @app.command()

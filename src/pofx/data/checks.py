@@ -41,6 +41,23 @@ def _refuse_constants(x: Rows, seen: Tensor, variables: tuple[Variable, ...]) ->
             raise DataError(f"column {name!r} holds one value, {value:g}, in all {len(x)} training rows: drop it, or give rows that differ")
 
 
+def check_weights(weights: Tensor | None, rows: int) -> None:
+    """One finite number from 0 up a row, not all 0.
+
+    Raises:
+        DataError: they are not.
+    """
+    if weights is None:
+        return
+    if weights.shape != (rows,):
+        raise DataError(f"every row needs one weight: got {rows} rows and weights of shape {tuple(weights.shape)}")
+    bad = (~(weights.isfinite() & (weights >= 0))).nonzero()
+    if len(bad):
+        raise DataError(f"the weight of row {int(bad[0])} is {float(weights[bad[0]]):g}: a weight is a finite number from 0 up")
+    if not bool((weights > 0).any()):
+        raise DataError(f"the weights of all {rows} rows are 0: nothing is left to learn from")
+
+
 def split(x: Tensor, share: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Two parts of the rows, drawn without replacement: (1 - share) of them and share of them, at least one row each.
 

@@ -57,6 +57,14 @@ def blank(domain: Domain, takes: str) -> Preparation:
     return Preparation(lift, transform, plan.image(domain, lift, transform, [1.0] * len(domain)))
 
 
+def supported(domain: Domain, takes: str) -> Preparation:
+    """The same maps where there are no rows: supports are the domain's, and nothing is standardised."""
+    lift, transform = plan.plan(domain, takes)
+    if transform is not None:
+        _set_support(transform, domain, lift, torch.empty(0, len(domain), dtype=torch.float64))
+    return Preparation(lift, transform, plan.image(domain, lift, transform))
+
+
 def _set_support(transform: Elementwise, domain: Domain, lift: Lift | None, y: Tensor) -> None:
     """Lower end and width of each variable, after the lift made room for cells and slabs."""
     for d, variable in enumerate(domain.variables):

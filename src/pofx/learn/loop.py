@@ -111,11 +111,12 @@ class _Descent:
         return None
 
     def _step(self, batch: Tensor) -> None:
+        self.watch.done = max(self.at.step / self.steps, self.watch.share)
         if self.config.scheduled:
             self.state.set_learning_rate(self._learning_rate())
-        x, c = self.train.at(self.ranks.part(batch))
-        for turn, (player, loss) in enumerate(self._turns(x, c)):
-            value = loss.sum() * (self.ranks.size / len(batch))
+        own = self.ranks.part(batch)
+        for turn, (player, loss) in enumerate(self._turns(*self.train.at(own))):
+            value = self.train.weighed(loss, own).sum() * (self.ranks.size / len(batch))
             self.state.optimisers[player].zero_grad()
             self.averaging[player](value).backward()
             if self.config.clip_norm is not None:
@@ -129,9 +130,8 @@ class _Descent:
 
     def _learning_rate(self) -> float:
         """Up over the warm-up, down geometrically over the whole run: its steps, or its budget of time if that ends first."""
-        done = max(self.at.step / self.steps, self.watch.share)
         rise = min(1.0, (self.at.step + 1) / (self.config.warmup * self.steps)) if self.config.warmup else 1.0
-        return self.config.learning_rate * rise * self.config.final_rate**done
+        return self.config.learning_rate * rise * self.config.final_rate**self.watch.done
 
     def _turns(self, x: Tensor, c: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         turns = self.objective(x, c, self.state.streams.noise)
@@ -197,7 +197,7 @@ class _Descent:
         with torch.no_grad():
             for index in torch.arange(len(self.holdout), device=self.holdout.x.device).split(HOLDOUT_BATCHES * self.config.batch_size):
                 _, loss = next(self.objective(*self.holdout.at(index), generator))
-                total += loss.sum(dtype=torch.float64).item()
+                total += self.holdout.weighed(loss, index).sum(dtype=torch.float64).item()
         self._train_mode(True)
         return self.ranks.least([total / len(self.holdout)])[0]
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pofx.errors import DataError, OptionError
+from pofx.data.checks import check_weights
+from pofx.errors import DataError, OptionError, Unavailable
 from pofx.learn.checkpoint import Checkpoint, fingerprint
 from pofx.learn.distributed import choose_device, joined
 from pofx.learn.full_batch import learn_full_batch
@@ -24,7 +25,7 @@ from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
 from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model
-from pofx.models.registry import name_of
+from pofx.models.registry import families, name_of
 from pofx.objectives import Likelihood
 
 PRECISIONS = ("full", "bf16")
@@ -38,6 +39,8 @@ def run(
     config: FamilyConfig,
     holdout: Tensor | None = None,
     holdout_c: Tensor | None = None,
+    weights: Tensor | None = None,
+    holdout_weights: Tensor | None = None,
     seed: int = 0,
     budget: float | None = None,
     device: str | torch.device | None = None,
@@ -61,6 +64,8 @@ def run(
         config: the family's options.
         holdout: rows that decide when to stop and which weights to keep.
         holdout_c: their conditions.
+        weights: how often each training row counts, (N,), in any unit: the loss is sum w loss / sum w. Only the gradient loop takes them.
+        holdout_weights: those of the held-out rows.
         seed: of shuffling, of the loss's draws and of dropout.
         budget: seconds, after which the best weights so far are kept.
         device: where to learn; None or "auto" takes a CUDA device when there is one.
@@ -73,16 +78,21 @@ def run(
         compile: whether `torch.compile` makes the loss.
 
     Raises:
-        DataError: there are no rows, or the shapes do not fit.
+        DataError: there are no rows, the shapes do not fit, or a weight is negative or no number.
+        Unavailable: there are weights, but the family learns from all rows at once.
         OptionError: an option is out of range, or the checkpoint is another run's.
         FileError: the checkpoint is damaged or can not be written.
         TrainingError: a loss or weight is no longer finite; the sentence says at which step, and which weights the model has.
     """
     _check_rows(x, c, holdout, holdout_c)
     _check_options(budget, precision)
+    check_weighable(config, weights)
+    for w, rows in ((weights, x), (holdout_weights, holdout)):
+        check_weights(w, 0 if rows is None else len(rows))
     where = choose_device(device)
     model.to(where)
-    train, held = Rows.on(where, x, c), None if holdout is None else Rows.on(where, holdout, holdout_c)
+    train = Rows.on(where, x, c, weights)
+    held = None if holdout is None else Rows.on(where, holdout, holdout_c, holdout_weights)
     with joined(where) as ranks, deferred_interrupt() as interrupted, isolated(seed_of(seed, Stream.TORCH), where):
         saver = None
         if checkpoint is not None and not isinstance(model, FullBatch):
@@ -111,7 +121,8 @@ class _Learner:
     autocast: Autocast
 
     def descend(self, watch: Watch, model: Model, config: GradientConfig) -> Outcome:
-        model.initialise(self.train.x, self.train.c)
+        seen = self.train.alike(Streams(self.seed, 0, self.train.x.device).noise)
+        model.initialise(seen.x, seen.c)
         objective = Likelihood(model, torch.compile(model.loss) if self.compiled else model.loss)
         return descend(objective, self.train, self.held, config, self.seed, watch, self.autocast)
 
@@ -132,6 +143,18 @@ def _check_rows(x: Tensor, c: Tensor | None, holdout: Tensor | None, holdout_c: 
             raise DataError(f"every {which} row needs its condition: got {got} rows and {len(conditions)} conditions")
     if holdout is not None and (c is None) != (holdout_c is None):
         raise DataError("training and held-out rows have conditions both, or neither")
+
+
+def check_weighable(config: FamilyConfig, weights: Tensor | None) -> None:
+    """Whether the family learns from rows that count unequally.
+
+    Raises:
+        Unavailable: it does not; those that do are named.
+    """
+    if weights is not None and not isinstance(config, GradientConfig):
+        able = [name for name, one in families().items() if issubclass(one.config, GradientConfig)]
+        why = "it learns from all rows at once, each counted once"
+        raise Unavailable("learning from weighted rows", name_of(config), why, families=able, instead="resample the rows by weight")
 
 
 def _check_options(budget: float | None, precision: str) -> None:
@@ -161,7 +184,8 @@ def _identity(config: FamilyConfig, seed: int, precision: str, ranks: int, train
     """What two stretches of one run have in common. How long to go on is no part of it, unless the learning rates follow from it."""
     scheduled = isinstance(config, GradientConfig) and config.scheduled
     length = {"patience"} if scheduled else {"patience", "max_epochs"}
-    tensors = (train.x, train.c) + ((None, None) if held is None else (held.x, held.c))
+    tensors = [t for rows in (train, held) for t in ((None, None) if rows is None else (rows.x, rows.c))]
+    tensors += [rows.w for rows in (train, held) if rows is not None and rows.w is not None]
     return {
         "family": name_of(config),
         "options": config.model_dump(mode="json", exclude=length),

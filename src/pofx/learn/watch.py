@@ -49,6 +49,7 @@ class Watch:
         self._start = self._last_look = self._last_save = time.monotonic()
         self._steps = self._left = 0
         self.share = 0.0  # of the budget that was gone at the last look, the same on every rank
+        self.done = 0.0  # of the run, in steps or in time if that ends first; the loop says so before every step
 
     def part(self, share: float) -> "Callable[[], Watch]":
         """Makes watches of a share of this one's budget, which save and tell nothing."""

@@ -19,6 +19,8 @@ from pofx.samplers.diagnostics import LogWeights, PerBatch, fit_pareto, pareto_k
 from pofx.types import Generator
 
 Values = Float[Tensor, "K *event"]
+Shares = Float[Tensor, " Q"]
+Quantiles = Float[Tensor, "Q *event"]
 Positions = Int[Tensor, "N *batch"]
 
 
@@ -76,6 +78,29 @@ class Weighted:
         """
         which = systematic(self.log_w, n, generator=generator)
         return self.x[which[torch.randperm(n, generator=generator, device=which.device)]]
+
+    def quantile(self, probabilities: Shares) -> Quantiles:
+        """The least x_k, entry by entry, at which the weights of the draws up to it reach each share."""
+        x, place = self.x.sort(0)
+        upto = self.log_w.softmax(0)[place].cumsum(0)
+        at = (upto < probabilities.reshape(-1, 1, *[1] * (x.ndim - 1)) * upto[-1]).sum(1).clamp_max(len(x) - 1)
+        return x.gather(0, at)
+
+    def metropolis(self, chains: int, *, generator: Generator) -> Values:
+        """Independence Metropolis-Hastings: chains that go along K / chains draws of their own, (steps, chains, *event).
+
+        From its state, of weight w, a chain goes to its next draw with probability min(1, w_k / w): in the long run its states are of p. It
+        starts at a draw of q, so the first steps are not; it stands still for as long as it is at a weight that q has no match for.
+
+        Source: Tierney, "Markov chains for exploring posterior distributions", Annals of Statistics 22(4), 1994.
+        """
+        along = torch.arange(len(self.x) // chains * chains, device=self.x.device).reshape(-1, chains)
+        log_u = torch.rand(along.shape, generator=generator, dtype=self.log_w.dtype, device=self.x.device).log()
+        path = [along[0]]
+        for proposal, chance in zip(along[1:], log_u[1:], strict=True):
+            moves = chance < self.log_w[proposal] - self.log_w[path[-1]]
+            path.append(torch.where(moves, proposal, path[-1]))
+        return self.x[torch.stack(path)]
 
 
 def importance(

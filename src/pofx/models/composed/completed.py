@@ -53,9 +53,13 @@ class Completed(Model):
 
     def initialise(self, x: X, c: Context | None = None) -> None:
         """Learn the proposal, and show the base the rows with their cells filled in."""
+        self.propose(x)
+        self.base.initialise(self.proposal.impute(x.double()).to(x.dtype) if bool(x.isnan().any()) else x, c)
+
+    def propose(self, x: X) -> None:
+        """Learn the proposal from rows like those whose cells will be missing."""
         for _ in cast("FullBatch", self.proposal).steps(x.double()):
             pass
-        self.base.initialise(self.proposal.impute(x.double()).to(x.dtype) if bool(x.isnan().any()) else x, c)
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
         """The base's loss at one completion, plus log q of what was drawn."""

@@ -92,6 +92,12 @@ class Flow(Model):
             raise self._refuse("conditional", "draws: `pofx.ask.generic.conditional`")
         return Given(self, evidence)
 
+    def reparameterised(self, n: int, c: Context | None = None, *, generator: Generator = None) -> tuple[X, Nats]:
+        """n draws x = T(u) and log p(x), differentiable in T's parameters; the base stands still: u is drawn without a gradient."""
+        u = self.base.sample(n, generator=generator)
+        x, log_det = self.transform(u, c)
+        return x, self.base._log_prob(u, None, generator).detach() - log_det
+
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.transform.inverse(x, c)[0]
 

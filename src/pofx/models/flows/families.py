@@ -25,20 +25,18 @@ _BOUND = 5.0  # of splines, in deviations of whitened variables
 
 
 class FlowConfig(GradientConfig, abc.ABC):
-    """Options that all flows share: T = whitening o steps, on a base."""
+    """Options that all flows share: T, on a base."""
 
     conditional: ClassVar[bool] = True
 
     base: Literal["normal", "student", "mixture"] = Field("normal", description="what is bent; the last two are learned, too")
     components: int = Field(8, ge=1, le=1024, description="of a mixture base")
-    shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
     def _build(self, domain: Domain, context: Domain | None) -> Model:
         """The untrained flow."""
-        steps = self.steps(len(domain), 0 if context is None else len(context))
         name = f"{type(self).__name__.removesuffix('Config')} flow"
-        return Flow(domain, Compose(*steps, Triangular(len(domain), self.shrink)), self.base_of(len(domain)), context, name)
+        return Flow(domain, self.transform(domain, 0 if context is None else len(context)), self.base_of(len(domain)), context, name)
 
     def base_of(self, dim: int) -> Model:
         """The base density."""
@@ -48,11 +46,25 @@ class FlowConfig(GradientConfig, abc.ABC):
         return LawBase(dim, law, components=components, learned=True)
 
     @abc.abstractmethod
+    def transform(self, domain: Domain, context: int) -> Transform:
+        """T of a domain, with a condition of some width."""
+
+
+class WhitenedConfig(FlowConfig, abc.ABC):
+    """Flows that start as the best linear one: T = whitening o steps."""
+
+    shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
+
+    def transform(self, domain: Domain, context: int) -> Transform:
+        """The whitening stands at the data."""
+        return Compose(*self.steps(len(domain), context), Triangular(len(domain), self.shrink))
+
+    @abc.abstractmethod
     def steps(self, dim: int, context: int) -> list[Transform]:
         """What stands between base and whitening, base first."""
 
 
-class PacedConfig(FlowConfig, abc.ABC):
+class Paced(FlowConfig, abc.ABC):
     """Flows whose learning rate falls over a run of known length."""
 
     learning_rate: float = Field(1e-3, gt=0)
@@ -65,6 +77,10 @@ class PacedConfig(FlowConfig, abc.ABC):
             return self
         steps = -(-n // self.batch_size)  # a pass
         return self.model_copy(update={"max_epochs": -(-max(_LEAST_STEPS, min(75 * steps, _MOST_STEPS)) // steps)})
+
+
+class PacedConfig(WhitenedConfig, Paced, abc.ABC):
+    """Both."""
 
 
 class AdditiveConfig(PacedConfig):

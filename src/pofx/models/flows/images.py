@@ -83,12 +83,13 @@ class GlowConfig(Paced):
     )
     space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (2, 4, 8), "width": (16, 32, 64)}
 
-    layers: int = Field(4, ge=1, le=256, description="steps of a scale: a norm of channels, a convolution by 1 x 1, a coupling")
+    learning_rate: float = Field(2e-3, gt=0)
+    layers: int = Field(3, ge=1, le=256, description="steps of a scale: a norm of channels, a convolution by 1 x 1, a coupling")
     scales: int | None = Field(
         None, ge=0, le=16, description="how often the sides are halved; None: down to sides below 4, while they are even"
     )
     width: int = Field(32, ge=1, le=2**12, description="channels of a conditioner")
-    blocks: int = Field(1, ge=0, le=32, description="residual blocks of a conditioner")
+    blocks: int = Field(0, ge=0, le=32, description="residual blocks of a conditioner")
     coupling: Literal["affine", "additive", "spline"] = Field("affine", description="how a coupling moves a pixel")
     bins: int = Field(8, ge=2, le=128, description="bins of a spline")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped while training")

@@ -64,7 +64,7 @@ def figures(p, test, seconds, options):
         "bits_per_dim": round(-nats / 784 / math.log(2), 4),
         "nats": round(nats, 2),
         "seconds": round(seconds),
-        "steps": p.record.history[-1]["step"],
+        "epochs": len(p.record.history),
         "parameters": sum(t.numel() for t in p.model.parameters()),
         "threads": torch.get_num_threads(),
     }

@@ -108,7 +108,8 @@ def test_families_given_a_condition(name):
     x = reals()
     c = torch.stack((torch.arange(len(x)) % 2.0, x[:, 0] + torch.randn(len(x), generator=torch.Generator().manual_seed(1))), 1)
     context = Domain((Variable("half", K.BINARY, levels=(0, 1)), Variable("near", K.REAL)))
-    model = learned(name, Domain.real(2), x, context, c)
+    domain = Domain(Domain.real(2).variables, (1, 2)) if family(name).config.images else Domain.real(2)
+    model = learned(name, domain, x, context, c)
     check_model(model, x[:30], c[:30], generator=torch.Generator().manual_seed(0), draws=1000)
 
 

@@ -13,8 +13,10 @@ from torch.testing import assert_close
 import pofx.transforms
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import OptionError, Unavailable
+from pofx.nets.convolutional import ResidualCNN
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform, Upright
+from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, InvertibleConvolution
 from pofx.transforms.coupling import AffineCoupling, Couplings
 from pofx.transforms.dequantise import Cells, NormalScores, on_grid, smoothed
 from pofx.transforms.elementwise import Elementwise, Scale
@@ -24,6 +26,7 @@ from pofx.transforms.permutation import Permutation
 from pofx.transforms.plan import image, plan
 from pofx.transforms.planar import Planar, Radial
 from pofx.transforms.pointwise import ActNorm, Pointwise
+from pofx.transforms.spatial import FactorOut, Spatial, Squeeze, Tower
 from pofx.transforms.spline import Form, inverse_spline, spline
 
 
@@ -36,7 +39,18 @@ def elementwise():
     return T
 
 
-TRANSFORMS = {  # bijections of three variables; the name says "context" when there is a condition of width 2
+small = partial(ResidualCNN, width=4)
+
+
+def two_scales(context=0):
+    """A tiny image through all that a family of images is made of."""
+    rest = partial(ChannelCouplings, layers=2, monotone=Affine(), context=context, net=small)
+    mixed = ChannelNorm((4, 1, 2)), InvertibleConvolution((4, 1, 2))
+    colours = ChannelCouplings((4, 1, 2), 2, RationalQuadratic(4, 3.0), first=[0, 3], context=context, net=small)
+    return Tower(FactorOut((4, 1, 2), rest), colours, *mixed, Squeeze((1, 2, 4)))
+
+
+TRANSFORMS = {  # bijections of three variables, or of an image; the name says "context" when there is a condition of width 2
     "elementwise": elementwise,
     "elementwise, blank": lambda: Elementwise.blank(3),
     "coupling": lambda: AffineCoupling(3),
@@ -61,6 +75,16 @@ TRANSFORMS = {  # bijections of three variables; the name says "context" when th
     "autoregressive, context": lambda: Autoregressive(3, widths=(16,), context=2, backwards=True),
     "autoregressive splines": lambda: Autoregressive(3, RationalQuadratic(), widths=(16, 16, 16), residual=True),
     "inverse autoregressive": lambda: Inverse(Autoregressive(3, widths=(16, 16))),
+    "squeeze": lambda: Squeeze((2, 2, 4)),
+    "channel couplings": lambda: ChannelCouplings((3, 2, 1), 3, Affine(), net=small),
+    "channel couplings, context": lambda: ChannelCouplings((3, 1, 2), 2, Shift(), first=[1], context=2, net=small),
+    "checkerboards": lambda: CheckerboardCouplings((2, 1, 3), 3, Affine(), net=small),
+    "checkerboards of splines, context": lambda: CheckerboardCouplings((1, 3, 1), 2, RationalQuadratic(4, 3.0), context=2, net=small),
+    "invertible convolution": lambda: InvertibleConvolution((3, 1, 2)),
+    "channel norm": lambda: ChannelNorm((2, 3, 1)),
+    "factor out": lambda: FactorOut((3, 1, 1), ChannelNorm),
+    "two scales": two_scales,
+    "two scales, context": lambda: two_scales(context=2),
     "stack": lambda: Stack(Couplings(3, 2, RationalQuadratic()), LU(3), Autoregressive(3)),
     "compose": lambda: Compose(AffineCoupling(3), Permutation.riffle(3), AffineCoupling(3, swap=True), Triangular(3)),
 }
@@ -117,7 +141,8 @@ def away_from_identity(T):
 @pytest.fixture(params=TRANSFORMS)
 def case(request):
     T = away_from_identity(TRANSFORMS[request.param]())
-    return T, torch.randn(5, 3), torch.randn(5, 2) if "context" in request.param else None
+    dim = math.prod(T.shape) if isinstance(T, Spatial) else 3
+    return T, torch.randn(5, dim), torch.randn(5, 2) if "context" in request.param else None
 
 
 @pytest.fixture(params=SURJECTIONS)
@@ -131,7 +156,7 @@ def test_every_class_has_a_line_above():
     modules = [m for m in modules if not m.__name__.endswith(("inverse_cdf", "surjections"))]  # have files of tests of their own
     written = {t for m in modules for t in vars(m).values() if isinstance(t, type) and issubclass(t, (Transform, PerVariable, Surjection))}
     tested = {type(make()) for make in TRANSFORMS.values()} | {type(make()[0]) for make in SURJECTIONS.values()}
-    assert written - {Transform, Upright, PerVariable, Surjection} == tested
+    assert written - {Transform, Upright, Spatial, PerVariable, Surjection} == tested
 
 
 # -- bijections ------------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ FAMILIES = (
     Family("quad_tree", "pofx.models.circuits.families:QuadTreeConfig", "a circuit of an image, its quarters, their quarters"),
     Family("nice", "pofx.models.flows.families:AdditiveConfig", "a normalizing flow of additive couplings"),
     Family("realnvp", "pofx.models.flows.realnvp:RealNVPConfig", "a normalizing flow of affine couplings"),
+    Family("glow", "pofx.models.flows.images:GlowConfig", "a normalizing flow of images: convolutional couplings, scale by scale"),
     Family("nsf", "pofx.models.flows.families:NeuralSplineConfig", "a normalizing flow of spline couplings"),
     Family("maf", "pofx.models.flows.families:MaskedAutoregressiveConfig", "an autoregressive flow of affine maps: fast densities"),
     Family(

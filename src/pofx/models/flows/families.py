@@ -30,13 +30,12 @@ _BOUND = 5.0  # of splines, in deviations of whitened variables
 
 
 class FlowConfig(GradientConfig, abc.ABC):
-    """Options that all flows share: T = whitening o steps, on a base."""
+    """Options that all flows share: T, on a base."""
 
     conditional: ClassVar[bool] = True
 
     base: Literal["normal", "student", "mixture"] = Field("normal", description="what is bent; the last two are learned, too")
     components: int = Field(8, ge=1, le=1024, description="of a mixture base")
-    shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     dequantise: Literal["scores", "uniform"] = Field("scores", description="cells of codes: of equal mass under a normal, or of width 1")
     noise: Literal["uniform", "variational"] = Field("uniform", description="where in its cell a value is put; variational: learned")
@@ -59,13 +58,8 @@ class FlowConfig(GradientConfig, abc.ABC):
 
     def flow(self, domain: Domain, context: Domain | None) -> Flow:
         """The untrained flow of real variables."""
-        steps = self.steps(len(domain), 0 if context is None else len(context))
         name = f"{type(self).__name__.removesuffix('Config')} flow"
-        return Flow(domain, Compose(*steps, *self.last(domain)), self.base_of(len(domain)), context, name)
-
-    def last(self, domain: Domain) -> list[Transform]:
-        """What stands before the data: whitening."""
-        return [Triangular(len(domain), self.shrink)]
+        return Flow(domain, self.transform(domain, 0 if context is None else len(context)), self.base_of(len(domain)), context, name)
 
     def base_of(self, dim: int) -> Model:
         """The base density."""
@@ -75,11 +69,29 @@ class FlowConfig(GradientConfig, abc.ABC):
         return LawBase(dim, law, components=components, learned=True)
 
     @abc.abstractmethod
+    def transform(self, domain: Domain, context: int) -> Transform:
+        """T of a domain, with a condition of some width."""
+
+
+class WhitenedConfig(FlowConfig, abc.ABC):
+    """Flows that start as the best linear one: T = whitening o steps."""
+
+    shrink: float = Field(0.1, ge=0, description="rows, per variable, that the whitening's start believes uncorrelated")
+
+    def transform(self, domain: Domain, context: int) -> Transform:
+        """The whitening stands at the data."""
+        return Compose(*self.steps(len(domain), context), *self.last(domain))
+
+    def last(self, domain: Domain) -> list[Transform]:
+        """What stands before the data: whitening."""
+        return [Triangular(len(domain), self.shrink)]
+
+    @abc.abstractmethod
     def steps(self, dim: int, context: int) -> list[Transform]:
         """What stands between base and whitening, base first."""
 
 
-class PacedConfig(FlowConfig, abc.ABC):
+class Paced(FlowConfig, abc.ABC):
     """Flows whose learning rate falls over a run of known length."""
 
     learning_rate: float = Field(1e-3, gt=0)
@@ -92,6 +104,10 @@ class PacedConfig(FlowConfig, abc.ABC):
             return self
         steps = -(-n // self.batch_size)  # a pass
         return self.model_copy(update={"max_epochs": -(-max(_LEAST_STEPS, min(75 * steps, _MOST_STEPS)) // steps)})
+
+
+class PacedConfig(WhitenedConfig, Paced, abc.ABC):
+    """Flows that start as the best linear one, and whose learning rate falls over a run of known length."""
 
 
 class AdditiveConfig(PacedConfig):

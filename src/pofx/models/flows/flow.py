@@ -61,7 +61,9 @@ class Flow(Model):
         """Let the transform see the rows, and the base what it makes of them."""
         self.transform.start(x, c)
         with torch.no_grad():
-            self.base.initialise(self.transform.inverse(x, c)[0], self._of_base(c))
+            few = slice(None, None, -(-len(x) // self.rows_at_once))  # evenly apart, enough for a start
+            c = c if c is None else c[few]
+            self.base.initialise(self.transform.inverse(x[few], c)[0], self._of_base(c))
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
         return self._log_prob_and_error(x, c, generator)[0]

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import relu
+
+from pofx.native import kernels
 
 FAR = 1e3  # values that steer are clipped to it: one that is out there (or infinite) must not make NaN of others
 Solve = Callable[[int, Tensor], Tensor]  # from a variable and its outputs, (size, N), to its values, (N,)
@@ -62,16 +65,44 @@ class MADE(nn.Module):
             self.last.bias.copy_(torch.tensor(tuple(start) or (0.0,) * size).repeat_interleave(dim))
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """(size, D, N) of (D, N) and (C, N)."""
-        z = self.layers[0](x.clamp(-FAR, FAR))
-        z = z if self.context is None or c is None else torch.addmm(z, self.context.weight, c)
-        added = z
-        for layer, skip in zip(self.layers[1:], self.skips[1:], strict=True):
-            z = layer(relu(z))
-            if skip is not None:
-                z = added = z + added
-        outputs: Tensor = self.last(relu(z))
-        return outputs.view(self.size, self.dim, -1)
+        """(size, D, N) of (D, N) and (C, N); has first derivatives."""
+        if not torch.is_grad_enabled():
+            return self.seen(x, c, keep=False).outputs
+        outputs: Tensor = _Pass.apply(x, c, self, *self.weights)
+        return outputs
+
+    def seen(self, x: Tensor, c: Tensor | None, *, keep: bool) -> "Unrolled":
+        """What the net is at x (D, N).
+
+        Args:
+            x: the variables.
+            c: conditions (C, N).
+            keep: whether a gradient will be asked for; if not, the state may lack all but the outputs.
+        """
+        if kernels.takes(x, *self.weights):
+            return self.solved(kernels.Map.of("none"), x, c, keep=keep)[0]
+        steering, z, lit = x.clamp(-FAR, FAR), [], []
+        h, plain = steering, set(self.skips) == {None}
+        for j, (layer, skip) in enumerate(zip(self.layers, self.skips, strict=True)):
+            own = layer(h)
+            own = own if j or self.context is None or c is None else torch.addmm(own, self.context.weight, c)
+            z.append(own if skip is None else own.add_(z[skip]))
+            lit.append(h := own.relu_() if plain else relu(own))
+        return Unrolled(x, steering, self.last(h).view(self.size, self.dim, -1), z, lit)
+
+    def pull(self, state: "Unrolled", to_outputs: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """The gradient in x, c and the weights, of that in the outputs (size, D, N) at x."""
+        down, to_z = self.last.weight.T @ to_outputs.flatten(0, 1), list(state.z)
+        for j in reversed(range(len(self.layers))):
+            to_z[j] = _dimmed(down, state.lit[j])
+            for above, skip in enumerate(self.skips):
+                to_z[j] = to_z[j] + to_z[above] if skip == j else to_z[j]
+            down = self.layers[j].weight.T @ to_z[j]
+        grads = self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
+        return down * (state.x.abs() <= FAR), self._to_context(to_z[0], c), grads
+
+    def _to_context(self, to_z: Tensor, c: Tensor | None) -> Tensor | None:
+        return None if self.context is None or c is None else self.context.weight.T @ to_z
 
     def at(self, i: int) -> int:
         """The variable that comes i-th."""
@@ -99,6 +130,24 @@ class MADE(nn.Module):
             state.x[d] = solve(d, state.outputs[:, d])
             torch.clamp(state.x[d], -FAR, FAR, out=state.steering[d])
         return state
+
+    @torch.no_grad()
+    def solved(self, law: kernels.Map, v: Tensor, c: Tensor | None, *, keep: bool) -> tuple["Unrolled", Tensor]:
+        """`unroll` in C, where `kernels.takes` the tensors: x with law(x_d) = v_d, or x = v without a law; and log|det|, (N,).
+
+        Args:
+            law: a map.
+            v: (D, N).
+            c: conditions (C, N).
+            keep: whether a gradient will be asked for.
+        """
+        by_context = None if self.context is None or c is None else self.context.weight @ c
+        layers = (*self.layers, self.last)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        net = kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, weights, biases)
+        x, log_det, outputs, *units = kernels.unroll(net, law, v, by_context, keep)
+        z, lit = (list(u.split(net.widths)) if keep else [] for u in units)
+        return Unrolled(x, x.clamp(-FAR, FAR) if keep else x, outputs, z, lit), log_det
 
     def _units(self, i: int, j: int) -> slice:
         """Of layer j, those that see i variables and no more."""
@@ -140,14 +189,13 @@ class MADE(nn.Module):
             to_outputs[:, d] = by_x[:, d] * grad[d] + own[:, d]
             to_lit[-1][known].addmm_(weight[:, d, known].T, to_outputs[:, d])
             self._pull_units(i, state, to_z, to_lit, grad, inside)
-        to_c = None if self.context is None or c is None else self.context.weight.T @ to_z[0]
-        return grad, to_c, self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
+        return grad, self._to_context(to_z[0], c), self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
 
     def _pull_units(self, i: int, state: "Unrolled", to_z: list[Tensor], to_lit: list[Tensor], grad: Tensor, inside: Tensor) -> None:
         """From the units that see i variables to what they see."""
         for j in reversed(range(len(self.layers))):
             new, layer, skip = self._units(i, j), self.layers[j], self.skips[j]
-            to_z[j][new] += to_lit[j][new] * (state.lit[j][new] > 0)
+            to_z[j][new] += _dimmed(to_lit[j][new], state.lit[j][new])
             if skip is not None:
                 to_z[skip][new] += to_z[j][new]
             seen = self.before(i) if j == 0 else slice(self.ends[j - 1][i])
@@ -208,21 +256,24 @@ class Masked(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(inputs, N) -> (outputs, N)."""
-        if not torch.is_grad_enabled():
-            return torch.addmm(self.bias[:, None], self.weight, h)
-        value: Tensor = _Masked.apply(h, self.weight, self.bias, self.mask)
-        return value
+        return torch.addmm(self.bias[:, None], self.weight, h)
 
 
-class _Masked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(h, weight, mask)
-        return torch.addmm(bias[:, None], weight, h)
+class _Pass(torch.autograd.Function):
+    """A net's pass as one function: the gradient in a weight that a net may not have is 0."""
 
     @staticmethod
+    def forward(ctx: Any, x: Tensor, c: Tensor | None, net: MADE, *weights: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.net, ctx.state, ctx.c = net, net.seen(x, c, keep=True), c
+        return ctx.state.outputs
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        h, weight, mask = ctx.saved_tensors
-        grad = grad.to(h.dtype)  # lower under autocast
-        down = weight.T @ grad if ctx.needs_input_grad[0] else None
-        return down, (grad @ h.T).mul_(mask), grad.sum(1), None
+        to_x, to_c, weights = ctx.net.pull(ctx.state, grad, ctx.c)
+        return to_x, to_c, None, *weights
+
+
+def _dimmed(grad: Tensor, lit: Tensor) -> Tensor:
+    """The gradient before a ReLU."""
+    return torch.ops.aten.threshold_backward(grad, lit, 0)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pofx.nets.made import MADE
+from pofx.native import kernels
+from pofx.nets.made import MADE, Unrolled
 from pofx.transforms.base import Upright
 from pofx.transforms.monotone import Affine, Monotone
 
@@ -51,8 +52,30 @@ class Autoregressive(Upright):
 
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One variable after the other."""
-        x, log_slope = _ToData.apply(u, c, self, *self.net.weights)
-        return x, log_slope.sum(0)
+        if not torch.is_grad_enabled():
+            state, log_det = self.unrolled(u, c, keep=False)
+            return state.x, log_det
+        x, log_det = _ToData.apply(u, c, self, *self.net.weights)
+        return x, log_det
+
+    def unrolled(self, u: Tensor, c: Tensor | None, *, keep: bool) -> tuple[Unrolled, Tensor]:
+        """What the net is at x = T(u), and log|det J_T|, (N,).
+
+        Args:
+            u: (D, N).
+            c: conditions (C, N).
+            keep: whether a gradient will be asked for.
+        """
+        law = self.monotone.native
+        if law is not None and kernels.takes(u, *self.net.weights):
+            return self.net.solved(law, u, c, keep=keep)
+        log_slope = torch.empty_like(u)
+
+        def solve(d: int, raw: Tensor) -> Tensor:
+            x, log_slope[d : d + 1] = self.monotone.to_data(u[d : d + 1], raw[:, None])
+            return x[0]
+
+        return self.net.unroll(solve, u, c), log_slope.sum(0)
 
 
 class _ToData(torch.autograd.Function):
@@ -60,16 +83,10 @@ class _ToData(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, c: Tensor | None, transform: Autoregressive, *weights: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        log_slope = torch.empty_like(u)
-
-        def solve(d: int, raw: Tensor) -> Tensor:
-            x, log_slope[d : d + 1] = transform.monotone.to_data(u[d : d + 1], raw[:, None])
-            return x[0]
-
-        state = transform.net.unroll(solve, u, c)
+        state, log_det = transform.unrolled(u, c, keep=True)
         ctx.transform, ctx.state = transform, state
         ctx.save_for_backward(u, *([] if c is None else [c]))
-        return state.x.clone(), log_slope
+        return state.x.clone(), log_det
 
     @staticmethod
     @once_differentiable
@@ -80,7 +97,7 @@ class _ToData(torch.autograd.Function):
             parts = u.detach().requires_grad_(), ctx.state.outputs.detach().requires_grad_()
             x, log_slope = ctx.transform.monotone.to_data(*parts)
             by_u, by_raw = torch.autograd.grad(x, parts, torch.ones_like(x), retain_graph=True)
-            own_u, own_raw = _gradient(log_slope, parts, grad_log)
+            own_u, own_raw = _gradient(log_slope, parts, grad_log.expand_as(u))
         grad, to_c, weights = net.pull_back(ctx.state, grad_x, by_raw, own_raw, c)
         return grad * by_u + own_u, to_c, None, *weights
 

@@ -34,7 +34,7 @@ typedef struct { /* a map of the line, as `Kernel`: its kind and its numbers */
   Form form;
 } Map;
 
-enum { NONE, SHIFT, AFFINE, SPLINE };
+enum { SHIFT, AFFINE, SPLINE };
 
 typedef struct { /* as `MADE`; rows of the weights lie in one piece */
   int64_t dim, size, layers, backwards, residual;
@@ -42,6 +42,17 @@ typedef struct { /* as `MADE`; rows of the weights lie in one piece */
   const int64_t *widths, *skips, *ends; /* skips[j] < 0: none; ends[j * dim + i]: how many units of layer j see i variables at most */
   const void *const *weights, *const *biases; /* of the layers, then of the last */
 } Net;
+
+/* What the i-th variable in order sees: of layer j, or (j < 0) of the variables. */
+INLINE int64_t seen(const Net *net, int64_t j, int64_t i) { return j < 0 ? i : net->ends[j * net->dim + i]; }
+INLINE int64_t from(const Net *net, int64_t j, int64_t i) { return j < 0 && net->backwards ? net->dim - i : 0; }
+INLINE int64_t inputs(const Net *net, int64_t j) { return j ? net->widths[j - 1] : net->dim; }
+INLINE int64_t first(const Net *net, int64_t j) { /* where the units of layer j begin */
+  int64_t sum = 0;
+  for (int64_t k = 0; k < j; k++) sum += net->widths[k];
+  return sum;
+}
+INLINE int64_t variable(const Net *net, int64_t i) { return net->backwards ? net->dim - 1 - i : i; }
 
 #define REAL float
 #define INTEGER int32_t
@@ -83,6 +94,9 @@ typedef struct { /* as `MADE`; rows of the weights lie in one piece */
 #define ivec NAME(ivec)
 #define LANES (BYTES / (int)sizeof(REAL))
 #define VECTORS 2 /* of a tile of the net */
+#define ROWS 6 /* at a time: these sums, and what they are made of, fill the registers */
+#define DOWN 4
+#define ACROSS 6
 #define TILE (VECTORS * LANES)
 
 typedef REAL vec __attribute__((vector_size(BYTES)));
@@ -280,6 +294,12 @@ INLINE void NAME(spline_gradient_vector)(const REAL *v, const REAL *raw, int64_t
   NAME(store)(by_v, NAME(select)(outside, from, in_x));
 }
 
+/* Room for n numbers, zeros, at the edge of a line of the cache. */
+static REAL *NAME(room)(int64_t n) {
+  const size_t bytes = (n * sizeof(REAL) + 63) / 64 * 64;
+  return memset(aligned_alloc(64, bytes), 0, bytes);
+}
+
 /* Columns at `from` into a block, of which `n` are there; and back. */
 INLINE void NAME(pull)(REAL *block, int64_t wide, const REAL *from, int64_t stride, int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; r++) memcpy(block + r * wide, from + r * stride, n * sizeof(REAL));
@@ -295,7 +315,7 @@ void NAME(spline)(int64_t start, int64_t stop, const Form *form, int64_t way, in
                   REAL *log_slope) {
   const Form f = *form;
   const int64_t P = 3 * f.bins - !f.circular;
-  REAL values[BLOCK] = {0}, to[BLOCK], log[BLOCK], *numbers = calloc(P * BLOCK, sizeof(REAL));
+  REAL values[BLOCK] = {0}, to[BLOCK], log[BLOCK], *numbers = NAME(room)(P * BLOCK);
   for (int64_t at = start; at < stop; at += BLOCK) {
     const int64_t n = stop - at < BLOCK ? stop - at : BLOCK;
     NAME(pull)(numbers, BLOCK, raw + at, columns, P, n);
@@ -310,11 +330,11 @@ void NAME(spline)(int64_t start, int64_t stop, const Form *form, int64_t way, in
   free(numbers);
 }
 
-void NAME(spline_gradient)(int64_t start, int64_t stop, const Form *form, int64_t way, int64_t columns, const REAL *v, const REAL *raw,
+void NAME(pull_spline)(int64_t start, int64_t stop, const Form *form, int64_t way, int64_t columns, const REAL *v, const REAL *raw,
                            const REAL *grad, const REAL *grad_log, REAL *by_v, REAL *by_raw) {
   const Form f = *form;
   const int64_t P = 3 * f.bins - !f.circular;
-  REAL rows[4 * BLOCK] = {0}, *numbers = calloc(2 * P * BLOCK, sizeof(REAL)), *by_numbers = numbers + P * BLOCK;
+  REAL rows[4 * BLOCK] = {0}, *numbers = NAME(room)(2 * P * BLOCK), *by_numbers = numbers + P * BLOCK;
   REAL *values = rows, *g = rows + BLOCK, *g_log = rows + 2 * BLOCK, *by = rows + 3 * BLOCK;
   for (int64_t at = start; at < stop; at += BLOCK) {
     const int64_t n = stop - at < BLOCK ? stop - at : BLOCK;
@@ -334,25 +354,25 @@ void NAME(spline_gradient)(int64_t start, int64_t stop, const Form *form, int64_
 
 /* -- autoregressive nets ---------------------------------------------------------------------------------------------------- */
 
-/* R rows of W h + b for a tile of columns; everything stays in registers. */
-INLINE void NAME(some_rows)(int R, const REAL *W, int64_t ld, const REAL *b, int64_t ldb, const REAL *h, int64_t inputs, REAL *out) {
-  vec sum[R][VECTORS];
+/* out_r += sum_k W[r * row + k * column] h_k, for R rows r and a tile of columns; the sums stay in registers. */
+INLINE void NAME(some_rows)(int R, const REAL *W, int64_t row, int64_t column, const REAL *h, int64_t inputs, REAL *out) {
+  vec sum[ROWS][VECTORS];
   for (int r = 0; r < R; r++)
-    for (int t = 0; t < VECTORS; t++) sum[r][t] = NAME(all)(b[r * ldb]);
+    for (int t = 0; t < VECTORS; t++) sum[r][t] = NAME(load)(out + r * TILE + t * LANES);
   for (int64_t k = 0; k < inputs; k++) {
     vec in[VECTORS];
     for (int t = 0; t < VECTORS; t++) in[t] = NAME(load)(h + k * TILE + t * LANES);
     for (int r = 0; r < R; r++)
-      for (int t = 0; t < VECTORS; t++) sum[r][t] += W[r * ld + k] * in[t];
+      for (int t = 0; t < VECTORS; t++) sum[r][t] += W[r * row + k * column] * in[t];
   }
   for (int r = 0; r < R; r++)
     for (int t = 0; t < VECTORS; t++) NAME(store)(out + r * TILE + t * LANES, sum[r][t]);
 }
 
-static void NAME(rows)(const REAL *W, int64_t ld, const REAL *b, int64_t ldb, const REAL *h, int64_t inputs, REAL *out, int64_t n) {
+static void NAME(product)(int64_t n, const REAL *W, int64_t row, int64_t column, const REAL *h, int64_t inputs, REAL *out) {
   int64_t r = 0;
-#define SOME(R) NAME(some_rows)(R, W + r * ld, ld, b + r * ldb, ldb, h, inputs, out + r * TILE)
-  for (; r + 6 <= n; r += 6) SOME(6);
+#define SOME(R) NAME(some_rows)(R, W + r * row, row, column, h, inputs, out + r * TILE)
+  for (; r + ROWS <= n; r += ROWS) SOME(ROWS);
   switch (n - r) {
     case 5: SOME(5); break;
     case 4: SOME(4); break;
@@ -363,94 +383,258 @@ static void NAME(rows)(const REAL *W, int64_t ld, const REAL *b, int64_t ldb, co
 #undef SOME
 }
 
-/* From base to data, a tile of one variable. */
-static void NAME(solve)(const Map *map, const REAL *u, const REAL *raw, REAL *x, REAL *log_slope) {
+INLINE REAL NAME(total)(vec a) {
+  REAL part[LANES];
+  NAME(store)(part, a);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) part[i] += part[i + half];
+  return part[0];
+}
+
+/* out[r * row + k] += sum over the columns of g_r h_k, for R rows and C columns of the gradient of a weight. */
+INLINE void NAME(some_weights)(int R, int C, const REAL *g, int64_t ldg, const REAL *h, int64_t ldh, int64_t columns, REAL *out, int64_t row) {
+  vec sum[DOWN][ACROSS];
+  for (int r = 0; r < R; r++)
+    for (int k = 0; k < C; k++) sum[r][k] = NAME(all)(0);
+  for (int64_t i = 0; i < columns; i += LANES) {
+    vec in[ACROSS];
+    for (int k = 0; k < C; k++) in[k] = NAME(load)(h + k * ldh + i);
+    for (int r = 0; r < R; r++) {
+      vec down = NAME(load)(g + r * ldg + i);
+      for (int k = 0; k < C; k++) sum[r][k] += down * in[k];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int k = 0; k < C; k++) out[r * row + k] += NAME(total)(sum[r][k]);
+}
+
+/* The same for n rows and m columns. Whatever `columns` rounds up to, the rows hold zeros there. */
+static void NAME(weights)(int64_t n, int64_t m, const REAL *g, int64_t ldg, const REAL *h, int64_t ldh, int64_t columns, REAL *out, int64_t row) {
+#define SOME(R, C) NAME(some_weights)(R, C, g + r * ldg, ldg, h + k * ldh, ldh, columns, out + r * row + k, row)
+#define SOME_ROWS(R) \
+  for (k = 0; k + ACROSS <= m; k += ACROSS) SOME(R, ACROSS); \
+  for (; k + 2 <= m; k += 2) SOME(R, 2); \
+  if (k < m) SOME(R, 1)
+  int64_t r = 0, k;
+  for (; r + DOWN <= n; r += DOWN) { SOME_ROWS(DOWN); }
+  switch (n - r) {
+    case 3: SOME_ROWS(3); break;
+    case 2: SOME_ROWS(2); break;
+    case 1: SOME_ROWS(1);
+  }
+#undef SOME_ROWS
+#undef SOME
+}
+
+/* The map, a tile of one variable. */
+static void NAME(bend)(const Map *map, int way, const REAL *v, const REAL *raw, REAL *out, REAL *log_slope) {
   for (int64_t i = 0; i < TILE; i += LANES) {
     if (map->kind == SPLINE) {
-      NAME(spline_vector)(u + i, raw + i, TILE, map->form, TO_DATA, x + i, log_slope + i);
+      if (way == TO_BASE) NAME(spline_vector)(v + i, raw + i, TILE, map->form, TO_BASE, out + i, log_slope + i);
+      else NAME(spline_vector)(v + i, raw + i, TILE, map->form, TO_DATA, out + i, log_slope + i);
       continue;
     }
-    vec moved = NAME(load)(u + i) - NAME(load)(raw + i), s = {0};
+    vec value = NAME(load)(v + i), t = NAME(load)(raw + i), s = {0}, scale = NAME(all)(1);
     if (map->kind == AFFINE) {
       vec a = NAME(load)(raw + TILE + i);
       s = a / (1 + NAME(abs)(a) * (REAL)(1 / map->most));
-      moved *= NAME(exp)(-s);
+      scale = NAME(exp)(way == TO_BASE ? s : -s);
     }
-    NAME(store)(x + i, moved);
-    NAME(store)(log_slope + i, -s);
+    NAME(store)(out + i, way == TO_BASE ? value * scale + t : (value - t) * scale);
+    NAME(store)(log_slope + i, way == TO_BASE ? s : -s);
   }
 }
 
-typedef struct { /* of a tile */
-  REAL *v, *steering, *raw, *x, *log_slope, *log_det, *z, *lit, *context;
+/* Its gradients on the way to the base, in x and the numbers. */
+static void NAME(bend_gradient)(const Map *map, const REAL *x, const REAL *raw, const REAL *grad, const REAL *grad_log, REAL *by_x, REAL *by_raw) {
+  for (int64_t i = 0; i < TILE; i += LANES) {
+    if (map->kind == SPLINE) {
+      NAME(spline_gradient_vector)(x + i, raw + i, TILE, map->form, TO_BASE, grad + i, grad_log + i, by_x + i, by_raw + i);
+      continue;
+    }
+    vec g = NAME(load)(grad + i), down = g;
+    if (map->kind == AFFINE) {
+      vec a = NAME(load)(raw + TILE + i), bend = 1 + NAME(abs)(a) * (REAL)(1 / map->most);
+      down = g * NAME(exp)(a / bend);
+      NAME(store)(by_raw + TILE + i, (NAME(load)(grad_log + i) + down * NAME(load)(x + i)) / (bend * bend));
+    }
+    NAME(store)(by_raw + i, g);
+    NAME(store)(by_x + i, down);
+  }
+}
+
+typedef struct { /* of a tile; z and lit of all layers, one after the other */
+  REAL *v, *steering, *raw, *out, *log_slope, *log_det, *z, *lit, *context;
 } NAME(Tile);
 
-/* The units of all layers that see i variables and no more; see `MADE._complete`. Returns what the i-th variable may see. */
-static int64_t NAME(complete)(const Net *net, int64_t i, NAME(Tile) t, const REAL **below) {
-  int64_t seen = i, from = net->backwards ? net->dim - i : 0, first = 0;
-  const REAL *h = t.steering + from * TILE;
+/* The units of all layers that see i variables and no more; see `MADE._complete`. */
+static void NAME(complete)(const Net *net, int64_t i, NAME(Tile) t) {
   for (int64_t j = 0; j < net->layers; j++) {
-    const int64_t inputs = j ? net->widths[j - 1] : net->dim, a = i ? net->ends[j * net->dim + i - 1] : 0, e = net->ends[j * net->dim + i];
-    const REAL *W = (const REAL *)net->weights[j] + a * inputs + from, *b = (const REAL *)net->biases[j] + a;
-    REAL *z = t.z + first * TILE, *lit = t.lit + first * TILE;
-    NAME(rows)(W, inputs, b, 1, h, seen, z + a * TILE, e - a);
-    const REAL *skipped = NULL;
-    if (net->skips[j] >= 0) {
-      skipped = t.z;
-      for (int64_t s = 0; s < net->skips[j]; s++) skipped += net->widths[s] * TILE;
-    }
-    for (int64_t u = a * TILE; u < e * TILE; u += LANES) {
-      vec own = NAME(load)(z + u);
-      if (j == 0 && t.context) own += NAME(load)(t.context + u);
-      if (skipped) own += NAME(load)(skipped + u);
-      NAME(store)(z + u, own);
-      NAME(store)(lit + u, NAME(at_least)(own, 0));
-    }
-    h = lit, seen = e, from = 0, first += net->widths[j];
+    const int64_t a = i ? seen(net, j, i - 1) : 0, e = seen(net, j, i), skip = net->skips[j], at = first(net, j), start = from(net, j - 1, i);
+    const REAL *W = (const REAL *)net->weights[j] + a * inputs(net, j) + start, *b = (const REAL *)net->biases[j];
+    const REAL *h = (j ? t.lit + first(net, j - 1) * TILE : t.steering) + start * TILE;
+    for (int64_t u = a; u < e; u++)
+      for (int64_t c = 0; c < TILE; c += LANES) {
+        vec own = NAME(all)(b[u]);
+        if (j == 0 && t.context) own += NAME(load)(t.context + u * TILE + c);
+        if (skip >= 0) own += NAME(load)(t.z + (first(net, skip) + u) * TILE + c);
+        NAME(store)(t.z + (at + u) * TILE + c, own);
+      }
+    NAME(product)(e - a, W, inputs(net, j), 1, h, seen(net, j - 1, i), t.z + (at + a) * TILE);
+    for (int64_t c = (at + a) * TILE; c < (at + e) * TILE; c += LANES) NAME(store)(t.lit + c, NAME(at_least)(NAME(load)(t.z + c), 0));
   }
-  *below = h;
-  return seen;
 }
 
-/* One tile, variable by variable: where there is a map, x_d = solve(v_d; numbers), else v is x, and its numbers are asked for. */
-static void NAME(unroll_tile)(const Net *net, const Map *map, NAME(Tile) t) {
-  const int64_t D = net->dim, H = net->layers ? net->widths[net->layers - 1] : 0;
-  const REAL *W = net->weights[net->layers], *b = net->biases[net->layers], *below;
+/* One tile, variable by variable. */
+static void NAME(unroll_tile)(const Net *net, const Map *map, int way, NAME(Tile) t) {
+  const int64_t D = net->dim, L = net->layers;
+  const REAL *W = net->weights[L], *b = net->biases[L];
   memset(t.log_det, 0, TILE * sizeof(REAL));
   for (int64_t i = 0; i < D; i++) {
-    const int64_t d = net->backwards ? D - 1 - i : i, seen = NAME(complete)(net, i, t, &below);
-    REAL *raw = t.raw + d * net->size * TILE, *x = t.v + d * TILE;
-    NAME(rows)(W + d * H, D * H, b + d, D, below, seen, raw, net->size);
-    if (map->kind != NONE) {
-      NAME(solve)(map, t.v + d * TILE, raw, x = t.x + d * TILE, t.log_slope);
-      for (int64_t u = 0; u < TILE; u += LANES) NAME(store)(t.log_det + u, NAME(load)(t.log_det + u) + NAME(load)(t.log_slope + u));
+    const int64_t d = variable(net, i);
+    REAL *raw = t.raw + d * net->size * TILE, *out = t.out + d * TILE;
+    NAME(complete)(net, i, t);
+    for (int64_t s = 0; s < net->size; s++)
+      for (int64_t c = 0; c < TILE; c += LANES) NAME(store)(raw + s * TILE + c, NAME(all)(b[s * D + d]));
+    NAME(product)(net->size, W + d * inputs(net, L), D * inputs(net, L), 1, t.lit + first(net, L - 1) * TILE, seen(net, L - 1, i), raw);
+    NAME(bend)(map, way, t.v + d * TILE, raw, out, t.log_slope);
+    const REAL *x = way == TO_DATA ? out : t.v + d * TILE;
+    for (int64_t c = 0; c < TILE; c += LANES) {
+      NAME(store)(t.log_det + c, NAME(load)(t.log_det + c) + NAME(load)(t.log_slope + c));
+      NAME(store)(t.steering + d * TILE + c, NAME(clamp)(NAME(load)(x + c), net->far));
     }
-    for (int64_t u = 0; u < TILE; u += LANES) NAME(store)(t.steering + d * TILE + u, NAME(clamp)(NAME(load)(x + u), net->far));
   }
 }
 
-/* v (dim, columns) and what the context adds to the first layer (its width, columns) or NULL. To: x, and log|det| (columns), with a map;
-   raw (size, dim, columns), and all units before and after the ReLU (their number, columns), where not NULL. */
-void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t columns, const REAL *v, const REAL *context, REAL *x,
-                  REAL *log_det, REAL *raw, REAL *z, REAL *lit) {
-  int64_t D = net->dim, units = 0;
-  for (int64_t j = 0; j < net->layers; j++) units += net->widths[j];
-  const int64_t first = context ? net->widths[0] : 0;
-  REAL *room = calloc((3 * D + D * net->size + 2 + (net->residual ? 2 : 1) * units + first) * TILE, sizeof(REAL)), *next = room;
-#define ROOM(rows) (next += (rows) * TILE, next - (rows) * TILE)
-  NAME(Tile) t = {.v = ROOM(D), .steering = ROOM(D), .x = ROOM(D), .raw = ROOM(D * net->size), .log_slope = ROOM(1), .log_det = ROOM(1)};
-  t.lit = ROOM(units), t.z = net->residual ? ROOM(units) : t.lit, t.context = context ? ROOM(first) : NULL;
-#undef ROOM
+#define ROOM(rows, wide) (next += (rows) * (wide), next - (rows) * (wide))
+
+/* v (dim, columns), and what the context adds to the first layer (its width, columns) or NULL, to out (dim, columns) and log|det|
+   (columns). Outputs (size, dim, ld), and all units before and after the ReLU (their number, ld), are kept where not NULL. */
+void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t way, int64_t columns, int64_t ld, const REAL *v,
+                  const REAL *context, REAL *out, REAL *log_det, REAL *raw, REAL *z, REAL *lit) {
+  const int64_t D = net->dim, P = net->size, units = first(net, net->layers), shared = context ? net->widths[0] : 0;
+  REAL *room = NAME(room)((3 * D + D * P + 2 + (net->residual ? 2 : 1) * units + shared) * TILE), *next = room;
+  NAME(Tile) t;
+  t.v = ROOM(D, TILE), t.steering = ROOM(D, TILE), t.out = ROOM(D, TILE), t.raw = ROOM(D * P, TILE), t.lit = ROOM(units, TILE);
+  t.log_slope = ROOM(1, TILE), t.log_det = ROOM(1, TILE);
+  t.z = net->residual ? ROOM(units, TILE) : t.lit, t.context = context ? ROOM(shared, TILE) : NULL;
   for (int64_t at = start; at < stop; at += TILE) {
     const int64_t n = stop - at < TILE ? stop - at : TILE;
     NAME(pull)(t.v, TILE, v + at, columns, D, n);
-    if (context) NAME(pull)(t.context, TILE, context + at, columns, first, n);
-    NAME(unroll_tile)(net, map, t);
-    if (x) NAME(push)(x + at, columns, t.x, TILE, D, n), NAME(push)(log_det + at, 0, t.log_det, TILE, 1, n);
+    if (context) NAME(pull)(t.context, TILE, context + at, columns, shared, n);
+    NAME(unroll_tile)(net, map, way, t);
+    NAME(push)(out + at, columns, t.out, TILE, D, n);
+    NAME(push)(log_det + at, 0, t.log_det, TILE, 1, n);
     if (raw)
-      for (int64_t d = 0; d < D; d++) NAME(push)(raw + d * columns + at, D * columns, t.raw + d * net->size * TILE, TILE, net->size, n);
-    if (z) NAME(push)(z + at, columns, t.z, TILE, units, n);
-    if (lit) NAME(push)(lit + at, columns, t.lit, TILE, units, n);
+      for (int64_t d = 0; d < D; d++) NAME(push)(raw + d * ld + at, D * ld, t.raw + d * P * TILE, TILE, P, n);
+    if (z) NAME(push)(z + at, ld, t.z, TILE, units, n);
+    if (lit) NAME(push)(lit + at, ld, t.lit, TILE, units, n);
+  }
+  free(room);
+}
+
+typedef struct { /* of a tile; to_z of all layers, one after the other */
+  REAL *x, *raw, *lit, *grad, *grad_log, *to_x, *to_raw, *to_z;
+} NAME(Down);
+
+/* From what is above layer j to its units: each feeds what sees at least as many variables. */
+static void NAME(pull_layer)(const Net *net, int64_t j, NAME(Down) t) {
+  const int64_t D = net->dim, L = net->layers, n = net->widths[j], at = first(net, j);
+  const REAL *W = net->weights[j + 1];
+  REAL *own = t.to_z + at * TILE;
+  memset(own, 0, n * TILE * sizeof(REAL));
+  for (int64_t a = 0, e, i = 0; a < n; a = e) { /* several at a time, from where the first of them begins: what it feeds alone is 0 */
+    while (seen(net, j, i) <= a) i++;
+    e = a + ROWS < n ? a + ROWS : n;
+    if (j + 1 < L) {
+      const int64_t above = i ? seen(net, j + 1, i - 1) : 0;
+      NAME(product)(e - a, W + above * n + a, 1, n, t.to_z + (first(net, j + 1) + above) * TILE, net->widths[j + 1] - above, own + a * TILE);
+      continue;
+    }
+    const int64_t low = net->backwards ? 0 : i;
+    for (int64_t s = 0; s < net->size; s++)
+      NAME(product)(e - a, W + (s * D + low) * n + a, 1, n, t.to_raw + (s * D + low) * TILE, D - i, own + a * TILE);
+  }
+  for (int64_t c = 0; c < n * TILE; c += LANES) {
+    vec dimmed = NAME(select)(NAME(load)(t.lit + at * TILE + c) > 0, NAME(load)(own + c), NAME(all)(0));
+    for (int64_t k = j + 1; k < L; k++)
+      if (net->skips[k] == j) dimmed += NAME(load)(t.to_z + first(net, k) * TILE + c);
+    NAME(store)(own + c, dimmed);
+  }
+}
+
+static void NAME(pull_tile)(const Net *net, const Map *map, NAME(Down) t, REAL *by_raw) {
+  const int64_t D = net->dim, P = net->size;
+  for (int64_t d = 0; d < D; d++) {
+    NAME(bend_gradient)(map, t.x + d * TILE, t.raw + d * P * TILE, t.grad + d * TILE, t.grad_log, t.to_x + d * TILE, by_raw);
+    for (int64_t s = 0; s < P; s++) memcpy(t.to_raw + (s * D + d) * TILE, by_raw + s * TILE, TILE * sizeof(REAL));
+  }
+  for (int64_t j = net->layers - 1; j >= 0; j--) NAME(pull_layer)(net, j, t);
+  for (int64_t i = 0; i < D; i += ROWS) {
+    const int64_t n = D - i < ROWS ? D - i : ROWS, d = net->backwards ? D - i - n : i, a = seen(net, 0, i);
+    REAL to[ROWS * TILE] = {0};
+    NAME(product)(n, (const REAL *)net->weights[0] + a * D + d, 1, D, t.to_z + a * TILE, net->widths[0] - a, to);
+    for (int64_t c = 0; c < n * TILE; c += LANES) {
+      vec inside = NAME(select)(NAME(abs)(NAME(load)(t.x + d * TILE + c)) <= (REAL)net->far, NAME(load)(to + c), NAME(all)(0));
+      NAME(store)(t.to_x + d * TILE + c, NAME(load)(t.to_x + d * TILE + c) + inside);
+    }
+  }
+}
+
+#define SLAB (8 * TILE) /* columns over which the gradients of weights are summed in registers */
+#define APART (SLAB + LANES) /* from row to row: no power of two, lest rows push each other out of the cache */
+
+/* Of n columns of a slab: those of the weights and biases, layer by layer, one after the other. */
+static void NAME(slab)(const Net *net, const REAL *steering, const REAL *lit, const REAL *to_z, const REAL *to_raw, int64_t n, REAL *grads) {
+  const int64_t D = net->dim, L = net->layers;
+  for (int64_t j = 0; j <= L; j++) {
+    const int64_t m = inputs(net, j), rows = j < L ? net->widths[j] : net->size * D;
+    const REAL *g = j < L ? to_z + first(net, j) * APART : to_raw, *h = j ? lit + first(net, j - 1) * APART : steering;
+    for (int64_t i = 0; i < D; i++) {
+      const int64_t k = from(net, j - 1, i), wide = seen(net, j - 1, i), a = j < L && i ? seen(net, j, i - 1) : 0;
+      if (j < L) NAME(weights)(seen(net, j, i) - a, wide, g + a * APART, APART, h + k * APART, APART, n, grads + a * m + k, m);
+      else NAME(weights)(net->size, wide, g + variable(net, i) * APART, D * APART, h, APART, n, grads + variable(net, i) * m, D * m);
+    }
+    grads += rows * m;
+    for (int64_t r = 0; r < rows; r++) {
+      vec sum = {0};
+      for (int64_t c = 0; c < n; c += LANES) sum += NAME(load)(g + r * APART + c);
+      grads[r] += NAME(total)(sum);
+    }
+    grads += rows;
+  }
+}
+
+/* The gradient of the pass to the base: in x (dim, columns), in what the context added (its width, columns; or NULL), and, added to what
+   stands there, in the weights and biases of each layer, one after the other; of those in u (dim, columns) and log|det| (columns). */
+void NAME(pull_unrolled)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t columns, int64_t ld, const REAL *x, const REAL *raw,
+                         const REAL *lit, const REAL *grad, const REAL *grad_log, REAL *to_x, REAL *to_context, REAL *grads) {
+  const int64_t D = net->dim, P = net->size, units = first(net, net->layers);
+  REAL *room = NAME(room)((3 * D + 2 * D * P + P + 1 + 2 * units) * TILE + (D + 2 * units + D * P) * APART), *next = room;
+  NAME(Down) t;
+  t.x = ROOM(D, TILE), t.raw = ROOM(D * P, TILE), t.lit = ROOM(units, TILE), t.grad = ROOM(D, TILE), t.grad_log = ROOM(1, TILE);
+  t.to_x = ROOM(D, TILE), t.to_raw = ROOM(D * P, TILE), t.to_z = ROOM(units, TILE);
+  REAL *by_raw = ROOM(P, TILE), *steering = ROOM(D, APART), *lits = ROOM(units, APART), *to_zs = ROOM(units, APART), *to_raws = ROOM(D * P, APART);
+  for (int64_t slab = start; slab < stop; slab += SLAB) {
+    const int64_t wide = stop - slab < SLAB ? stop - slab : SLAB;
+    for (int64_t at = slab; at < slab + wide; at += TILE) {
+      const int64_t n = slab + wide - at < TILE ? slab + wide - at : TILE, c = at - slab;
+      if (n < TILE) memset(room, 0, (size_t)((char *)t.to_x - (char *)room)); /* so that what is not there adds nothing */
+      NAME(pull)(t.x, TILE, x + at, columns, D, n);
+      for (int64_t d = 0; d < D; d++) NAME(pull)(t.raw + d * P * TILE, TILE, raw + d * ld + at, D * ld, P, n);
+      NAME(pull)(t.lit, TILE, lit + at, ld, units, n);
+      NAME(pull)(t.grad, TILE, grad + at, columns, D, n);
+      NAME(pull)(t.grad_log, TILE, grad_log + at, 0, 1, n);
+      NAME(pull_tile)(net, map, t, by_raw);
+      NAME(push)(to_x + at, columns, t.to_x, TILE, D, n);
+      if (to_context) NAME(push)(to_context + at, columns, t.to_z, TILE, net->widths[0], n);
+      for (int64_t k = 0; k < D * TILE; k += LANES)
+        NAME(store)(steering + k / TILE * APART + c + k % TILE, NAME(clamp)(NAME(load)(t.x + k), net->far));
+      NAME(push)(lits + c, APART, t.lit, TILE, units, TILE);
+      NAME(push)(to_zs + c, APART, t.to_z, TILE, units, TILE);
+      NAME(push)(to_raws + c, APART, t.to_raw, TILE, D * P, TILE);
+    }
+    NAME(slab)(net, steering, lits, to_zs, to_raws, (wide + TILE - 1) / TILE * TILE, grads);
   }
   free(room);
 }
@@ -459,8 +643,14 @@ void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const Map *map, i
 #undef ivec
 #undef LANES
 #undef VECTORS
+#undef ROWS
+#undef DOWN
+#undef ACROSS
 #undef TILE
 #undef BLOCK
+#undef SLAB
+#undef APART
+#undef ROOM
 #undef ROUND
 
 #endif

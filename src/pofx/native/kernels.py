@@ -3,10 +3,10 @@
 import ctypes
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch.nn import Parameter
 from pofx.native.library import library
 
 TO_BASE, TO_DATA = 0, 1
-_KINDS = ("none", "shift", "affine", "spline")
+_KINDS = ("shift", "affine", "spline")
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _SHARED = 64  # columns that a thread takes at a time: lines of the cache belong to one
+_APART = 16  # columns of room behind those of what is kept: rows a power of two apart push each other out of the cache
 _ALONE = 2**17  # multiplications or so that are not worth a second thread
 
 
@@ -33,7 +34,7 @@ class Form(ctypes.Structure):
 
 
 class Map(ctypes.Structure):
-    """A monotone map of the line, which `unroll` can solve."""
+    """A monotone map of the line that a net can steer."""
 
     _fields_ = [("kind", ctypes.c_int64), ("most", ctypes.c_double), ("form", Form)]
 
@@ -42,7 +43,7 @@ class Map(ctypes.Structure):
         """By its name.
 
         Args:
-            kind: shift, affine, spline; none, for the pass that asks for outputs only.
+            kind: shift, affine, spline.
             most: of `Affine`.
             form: of a spline.
         """
@@ -91,6 +92,11 @@ class Net(NamedTuple):
         """Whether any layer adds another."""
         return any(skip is not None for skip in self.skips)
 
+    @property
+    def work(self) -> int:
+        """Multiplications for a column."""
+        return sum(w.numel() for w in self.weights) // 2
+
     def structure(self) -> _Net:
         """In C."""
         skips, ends = [-1 if skip is None else skip for skip in self.skips], [n for layer in self.ends for n in layer]
@@ -100,17 +106,17 @@ class Net(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a net gave.
+    """What a net and its map gave.
 
     Args:
-        x: the variables, (D, N).
-        log_det: of the map, (N,); empty without one.
-        outputs: (size, D, N); empty where not kept, as are the next two.
+        out: x or u, (D, N).
+        log_det: of the map, (N,).
+        outputs: (size, D, N); this and the next two are empty where not kept.
         z: all units before the ReLU, (their number, N).
         lit: after it; the same tensor where nothing is added.
     """
 
-    x: Tensor
+    out: Tensor
     log_det: Tensor
     outputs: Tensor
     z: Tensor
@@ -128,56 +134,97 @@ def spline(v: Tensor, raw: Tensor, form: Form, way: int) -> tuple[Tensor, Tensor
     """What a spline makes of v (d, N), and the log-slope; numbers (parameters, d, N)."""
     v, raw = v.contiguous(), raw.contiguous()
     out, log_slope = torch.empty_like(v), torch.empty_like(v)
-    kernel = _kernel("spline", v.dtype)
-    fixed = [ctypes.byref(form), way, v.numel(), *map(_address, (v, raw, out, log_slope))]
-    _shared(lambda start, stop: kernel(start, stop, *fixed), v.numel(), 8 * form.parameters)
+    _run("spline", v, _pieces(v.numel(), 8 * form.parameters), ctypes.byref(form), way, v.numel(), v, raw, out, log_slope)
     return out, log_slope
 
 
-def spline_gradient(v: Tensor, raw: Tensor, grad: Tensor, grad_log: Tensor, form: Form, way: int) -> tuple[Tensor, Tensor]:
+def pull_spline(v: Tensor, raw: Tensor, grad: Tensor, grad_log: Tensor, form: Form, way: int) -> tuple[Tensor, Tensor]:
     """Gradients in v and in the numbers, of those in what `spline` gives."""
     v, raw, grad, grad_log = (t.contiguous() for t in (v, raw, grad, grad_log))
     by_v, by_raw = torch.empty_like(v), torch.empty_like(raw)
-    kernel = _kernel("spline_gradient", v.dtype)
-    fixed = [ctypes.byref(form), way, v.numel(), *map(_address, (v, raw, grad, grad_log, by_v, by_raw))]
-    _shared(lambda start, stop: kernel(start, stop, *fixed), v.numel(), 16 * form.parameters)
+    pieces = _pieces(v.numel(), 16 * form.parameters)
+    _run("pull_spline", v, pieces, ctypes.byref(form), way, v.numel(), v, raw, grad, grad_log, by_v, by_raw)
     return by_v, by_raw
 
 
-def unroll(net: Net, law: Map, v: Tensor, context: Tensor | None, keep: bool) -> Seen:
-    """Variable by variable: x_d = law(v_d; numbers of d), or v = x where there is no law; each unit is computed once.
+def unroll(net: Net, law: Map, way: int, v: Tensor, context: Tensor | None, *, keep: bool) -> Seen:
+    """Variable by variable, by the numbers that the net gives it; each unit is computed once.
 
     Args:
         net: the net.
-        law: the map from base to data.
+        law: the map.
+        way: `TO_BASE`, and v is x; or `TO_DATA`, and v is u.
         v: (D, N).
         context: what the condition adds to the first layer, (its width, N).
         keep: whether outputs and units are wanted.
     """
-    v, n, solved = v.contiguous(), v.shape[1], law.kind != 0
-    units = sum(net.widths)
-    x, log_det = (torch.empty_like(v), v.new_empty(n)) if solved else (v, v.new_empty(0))
-    outputs = v.new_empty(net.size, net.dim, n) if keep or not solved else v.new_empty(0)
-    lit = v.new_empty(units, n) if keep else v.new_empty(0)
+    v, n, units = v.contiguous(), v.shape[1], sum(net.widths)
+    ld = n + _APART if keep else 0
+    outputs, lit = v.new_empty(net.size, net.dim, ld), v.new_empty(units, ld)
     z = torch.empty_like(lit) if net.residual else lit
+    seen = Seen(torch.empty_like(v), v.new_empty(n), outputs, z, lit)
     context = None if context is None else context.contiguous()
-    kernel, structure = _kernel("unroll", v.dtype), net.structure()
-    to = [_address(x) if solved else None, _address(log_det), _address(outputs), _address(z) if z is not lit else None, _address(lit)]
-    fixed = [ctypes.byref(structure), ctypes.byref(law), n, _address(v), None if context is None else _address(context), *to]
-    work = sum(w.numel() for w in net.weights) // 2
-    _shared(lambda start, stop: kernel(start, stop, *fixed), n, work)
-    return Seen(x, log_det, outputs, z, lit)
+    given = ctypes.byref(net.structure()), ctypes.byref(law), way, n, ld, v, context
+    _run("unroll", v, _pieces(n, net.work), *given, *seen[:3], z if net.residual else None, lit)
+    return Seen(*seen[:2], *(t[..., :n] for t in seen[2:]))
 
 
-def _shared(call: Callable[[int, int], None], columns: int, work: int) -> None:
-    """The columns among torch's number of threads; a call lets others run."""
-    threads = min(torch.get_num_threads(), columns // _SHARED, columns * work // _ALONE)
-    if threads < 2:
-        return call(0, columns)
-    each = math.ceil(columns / threads / _SHARED) * _SHARED
-    starts = range(0, columns, each)
-    list(_pool(threads, os.getpid()).map(call, starts, (min(start + each, columns) for start in starts)))
-    return None
+def pull_unrolled(
+    net: Net, law: Map, x: Tensor, context: Tensor | None, kept: Sequence[Tensor], grad: Tensor, grad_log: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The gradient in x, in what the context added, and in each layer's weight and bias, of that in what the way to the base gave.
+
+    Args:
+        net: the net.
+        law: the map.
+        x: what it was given.
+        context: as well.
+        kept: what `unroll` kept: outputs, z, lit.
+        grad: in u, (D, N).
+        grad_log: in log|det|, (N,).
+    """
+    x, grad, grad_log, n = x.contiguous(), grad.contiguous(), grad_log.contiguous(), x.shape[1]
+    shapes = [t.shape for pair in zip(net.weights, net.biases, strict=True) for t in pair]
+    pieces = _pieces(n, 3 * net.work)
+    grads = x.new_zeros(len(pieces), sum(map(math.prod, shapes)))
+    to_x, to_context = torch.empty_like(x), None if context is None else torch.empty_like(context)
+    given = ctypes.byref(net.structure()), ctypes.byref(law), n, n + _APART, x, kept[0], kept[2], grad, grad_log
+    _run("pull_unrolled", x, pieces, *given, to_x, to_context, grads)
+    each = grads.sum(0).split([math.prod(shape) for shape in shapes])
+    return to_x, to_context, [g.view(shape) for g, shape in zip(each, shapes, strict=True)]
+
+
+Piece = tuple[int, int]
+
+
+def _pieces(columns: int, work: int) -> list[Piece]:
+    """The columns, from and to, of each of torch's threads; `work` is that of a column, in multiplications or so."""
+    threads = max(1, min(torch.get_num_threads(), columns // _SHARED, columns * work // _ALONE))
+    each = math.ceil(columns / threads / _SHARED) * _SHARED or 1
+    return [(start, min(start + each, columns)) for start in range(0, columns, each)]
+
+
+def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: Any) -> None:  # noqa: ANN401
+    """A function of the library on all pieces. Tensors go as addresses, the last one's row by row where there are several pieces."""
+    kernel = getattr(library(), f"{name}_{_DTYPES[like.dtype]}")
+    *shared, last = given
+    fixed = [_argument(a) for a in shared]
+
+    def call(k: int) -> None:
+        own = last[k] if name == "pull_unrolled" else last
+        kernel(*map(ctypes.c_int64, pieces[k]), *fixed, _argument(own))
+
+    if len(pieces) < 2:
+        for k in range(len(pieces)):
+            call(k)
+    else:
+        list(_pool(len(pieces), os.getpid()).map(call, range(len(pieces))))
+
+
+def _argument(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Tensor) or value is None:
+        return ctypes.c_void_p(None if value is None or value.numel() == 0 else value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else value
 
 
 @cache
@@ -185,24 +232,9 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process
     return ThreadPoolExecutor(threads, f"pofx-native-{process}")
 
 
-@cache
-def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    function = getattr(library(), f"{name}_{_DTYPES[dtype]}")
-    counts = {"spline": 4, "spline_gradient": 6, "unroll": 7}
-    sizes = [ctypes.c_int64] * 2
-    given = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64] if name != "unroll" else [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    function.argtypes, function.restype = [*sizes, *given, *[ctypes.c_void_p] * counts[name]], None
-    return function
-
-
-def _address(t: Tensor) -> int | None:
-    """None for an empty tensor."""
-    return t.data_ptr() or None
-
-
 def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*map(_address, tensors))
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() or None for t in tensors))

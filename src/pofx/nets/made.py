@@ -67,21 +67,13 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """(size, D, N) of (D, N) and (C, N); has first derivatives."""
         if not torch.is_grad_enabled():
-            return self.seen(x, c, keep=False).outputs
+            return self.seen(x, c).outputs
         outputs: Tensor = _Pass.apply(x, c, self, *self.weights)
         return outputs
 
-    def seen(self, x: Tensor, c: Tensor | None, *, keep: bool) -> "Unrolled":
-        """What the net is at x (D, N).
-
-        Args:
-            x: the variables.
-            c: conditions (C, N).
-            keep: whether a gradient will be asked for; if not, the state may lack all but the outputs.
-        """
-        if kernels.takes(x, *self.weights):
-            return self.solved(kernels.Map.of("none"), x, c, keep=keep)[0]
-        steering, z, lit = x.clamp(-FAR, FAR), [], []
+    def seen(self, x: Tensor, c: Tensor | None) -> "Unrolled":
+        """What the net is at x (D, N)."""
+        steering, z, lit = x.clamp(-FAR, FAR), list[Tensor](), list[Tensor]()
         h, plain = steering, set(self.skips) == {None}
         for j, (layer, skip) in enumerate(zip(self.layers, self.skips, strict=True)):
             own = layer(h)
@@ -92,13 +84,15 @@ class MADE(nn.Module):
 
     def pull(self, state: "Unrolled", to_outputs: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """The gradient in x, c and the weights, of that in the outputs (size, D, N) at x."""
-        down, to_z = self.last.weight.T @ to_outputs.flatten(0, 1), list(state.z)
+        dtype = self.last.weight.dtype  # under autocast the state has another
+        state, to_outputs = state._replace(lit=[h.to(dtype) for h in state.lit]), to_outputs.to(dtype).flatten(0, 1)
+        down, to_z = self.last.weight.T @ to_outputs, list(state.z)
         for j in reversed(range(len(self.layers))):
             to_z[j] = _dimmed(down, state.lit[j])
             for above, skip in enumerate(self.skips):
                 to_z[j] = to_z[j] + to_z[above] if skip == j else to_z[j]
             down = self.layers[j].weight.T @ to_z[j]
-        grads = self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
+        grads = self._weight_gradients(state, to_outputs, to_z, c)
         return down * (state.x.abs() <= FAR), self._to_context(to_z[0], c), grads
 
     def _to_context(self, to_z: Tensor, c: Tensor | None) -> Tensor | None:
@@ -115,14 +109,18 @@ class MADE(nn.Module):
     @property
     def weights(self) -> list[Tensor]:
         """Every parameter, in the order in which `pull_back` gives their gradients."""
-        each: list[Tensor] = [t for layer in (*self.layers, self.last) for t in (layer.weight, layer.bias)]
-        return each if self.context is None else [*each, self.context.weight]
+        return self.layered if self.context is None else [*self.layered, self.context.weight]
+
+    @property
+    def layered(self) -> list[Tensor]:
+        """Weight and bias of each layer, the last one's last."""
+        return [t for layer in (*self.layers, self.last) for t in (layer.weight, layer.bias)]
 
     @torch.no_grad()
     def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> "Unrolled":
         """x (D, N) with x_d = solve(d, outputs of variable d), one after the other; each unit is computed once: half a pass in all."""
         state = Unrolled.blank(self, like)
-        by_context = None if self.context is None or c is None else self.context.weight @ c
+        by_context = self.by_context(c)
         weight, bias = self.last.weight.view(self.size, self.dim, -1), self.last.bias.view(self.size, self.dim, 1)
         for i in range(self.dim):
             d, known = self.at(i), self._complete(i, state, by_context)
@@ -131,23 +129,16 @@ class MADE(nn.Module):
             torch.clamp(state.x[d], -FAR, FAR, out=state.steering[d])
         return state
 
-    @torch.no_grad()
-    def solved(self, law: kernels.Map, v: Tensor, c: Tensor | None, *, keep: bool) -> tuple["Unrolled", Tensor]:
-        """`unroll` in C, where `kernels.takes` the tensors: x with law(x_d) = v_d, or x = v without a law; and log|det|, (N,).
-
-        Args:
-            law: a map.
-            v: (D, N).
-            c: conditions (C, N).
-            keep: whether a gradient will be asked for.
-        """
-        by_context = None if self.context is None or c is None else self.context.weight @ c
+    @property
+    def native(self) -> kernels.Net:
+        """The same in C."""
         layers = (*self.layers, self.last)
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        net = kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, weights, biases)
-        x, log_det, outputs, *units = kernels.unroll(net, law, v, by_context, keep)
-        z, lit = (list(u.split(net.widths)) if keep else [] for u in units)
-        return Unrolled(x, x.clamp(-FAR, FAR) if keep else x, outputs, z, lit), log_det
+        return kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, weights, biases)
+
+    def by_context(self, c: Tensor | None) -> Tensor | None:
+        """What the condition adds to the first layer."""
+        return None if self.context is None or c is None else (self.context.weight @ c).to(self.last.bias.dtype)
 
     def _units(self, i: int, j: int) -> slice:
         """Of layer j, those that see i variables and no more."""
@@ -264,7 +255,7 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, c: Tensor | None, net: MADE, *weights: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.net, ctx.state, ctx.c = net, net.seen(x, c, keep=True), c
+        ctx.net, ctx.state, ctx.c = net, net.seen(x, c), c
         return ctx.state.outputs
 
     @staticmethod

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pofx.native import kernels
-from pofx.nets.made import MADE, Unrolled
+from pofx.nets.made import FAR, MADE, Unrolled
 from pofx.transforms.base import Upright
 from pofx.transforms.monotone import Affine, Monotone
 
@@ -47,6 +47,8 @@ class Autoregressive(Upright):
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One pass."""
+        if self._natively(x):
+            return self._in_c(x, self.net.by_context(c))
         u, log_slope = self.monotone.to_base(x, self.net(x, c))
         return u, log_slope.sum(0)
 
@@ -58,17 +60,29 @@ class Autoregressive(Upright):
         x, log_det = _ToData.apply(u, c, self, *self.net.weights)
         return x, log_det
 
+    def _in_c(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            u, log_det = _Native.apply(x, context, self, *self.net.layered)
+            return u, log_det
+        seen = kernels.unroll(self.net.native, self.monotone.native, kernels.TO_BASE, x, context, keep=False)
+        return seen.out, seen.log_det
+
+    def _natively(self, v: Tensor) -> bool:
+        return self.monotone.native is not None and kernels.takes(v, *self.net.weights)
+
+    @torch.no_grad()
     def unrolled(self, u: Tensor, c: Tensor | None, *, keep: bool) -> tuple[Unrolled, Tensor]:
         """What the net is at x = T(u), and log|det J_T|, (N,).
 
         Args:
             u: (D, N).
             c: conditions (C, N).
-            keep: whether a gradient will be asked for.
+            keep: whether a gradient will be asked for; if not, the state may hold x alone.
         """
-        law = self.monotone.native
-        if law is not None and kernels.takes(u, *self.net.weights):
-            return self.net.solved(law, u, c, keep=keep)
+        if self._natively(u):
+            net = self.net.native
+            x, log_det, outputs, *units = kernels.unroll(net, self.monotone.native, kernels.TO_DATA, u, self.net.by_context(c), keep=keep)
+            return Unrolled(x, x.clamp(-FAR, FAR), outputs, *(list(t.split(net.widths)) for t in units)), log_det
         log_slope = torch.empty_like(u)
 
         def solve(d: int, raw: Tensor) -> Tensor:
@@ -76,6 +90,25 @@ class Autoregressive(Upright):
             return x[0]
 
         return self.net.unroll(solve, u, c), log_slope.sum(0)
+
+
+class _Native(torch.autograd.Function):
+    """The way to the base in C: u and log|det| of x and of what the context adds, one function for net and map."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, context: Tensor | None, transform: Autoregressive, *weights: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        net, law = transform.net.native, transform.monotone.native
+        seen = kernels.unroll(net, law, kernels.TO_BASE, x, context, keep=True)
+        ctx.net, ctx.law, ctx.kept = net, law, seen[2:]
+        ctx.save_for_backward(x, context)
+        return seen.out, seen.log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_u: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, context = ctx.saved_tensors
+        to_x, to_context, weights = kernels.pull_unrolled(ctx.net, ctx.law, x, context, ctx.kept, grad_u, grad_log)
+        return to_x, to_context, None, *weights
 
 
 class _ToData(torch.autograd.Function):

@@ -87,7 +87,8 @@ class _Native(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        return *kernels.spline_gradient(*ctx.saved_tensors, grad_out, grad_log, ctx.form, ctx.way), None, None
+        v, parameters = ctx.saved_tensors
+        return *kernels.pull_spline(v, parameters, grad_out, grad_log, ctx.form, ctx.way), None, None
 
 
 class _Bin(NamedTuple):

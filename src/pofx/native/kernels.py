@@ -125,9 +125,11 @@ class Seen(NamedTuple):
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels can: plain tensors on the CPU, all in single or all in double precision, nothing being compiled."""
+    if torch.compiler.is_compiling():
+        return False
     dtype = tensors[0].dtype
     plain = all(type(t) in (Tensor, Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
-    return plain and dtype in _DTYPES and not torch.compiler.is_compiling() and library() is not None
+    return plain and dtype in _DTYPES and library() is not None
 
 
 def spline(v: Tensor, raw: Tensor, form: Form, way: int) -> tuple[Tensor, Tensor]:

@@ -73,8 +73,10 @@ class MADE(nn.Module):
 
     def seen(self, x: Tensor, c: Tensor | None) -> "Unrolled":
         """What the net is at x (D, N)."""
-        steering, z, lit = x.clamp(-FAR, FAR), list[Tensor](), list[Tensor]()
-        h, plain = steering, set(self.skips) == {None}
+        h = steering = x.clamp(-FAR, FAR)
+        z: list[Tensor] = []
+        lit: list[Tensor] = []
+        plain = all(skip is None for skip in self.skips)
         for j, (layer, skip) in enumerate(zip(self.layers, self.skips, strict=True)):
             own = layer(h)
             own = own if j or self.context is None or c is None else torch.addmm(own, self.context.weight, c)
@@ -93,7 +95,7 @@ class MADE(nn.Module):
                 to_z[j] = to_z[j] + to_z[above] if skip == j else to_z[j]
             down = self.layers[j].weight.T @ to_z[j]
         grads = self._weight_gradients(state, to_outputs, to_z, c)
-        return down * (state.x.abs() <= FAR), self._to_context(to_z[0], c), grads
+        return torch.ops.aten.hardtanh_backward(down, state.x, -FAR, FAR), self._to_context(to_z[0], c), grads
 
     def _to_context(self, to_z: Tensor, c: Tensor | None) -> Tensor | None:
         return None if self.context is None or c is None else self.context.weight.T @ to_z
@@ -255,12 +257,15 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, c: Tensor | None, net: MADE, *weights: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.net, ctx.state, ctx.c = net, net.seen(x, c), c
-        return ctx.state.outputs
+        state = net.seen(x, c)
+        ctx.net, ctx.c, ctx.state = net, c, state._replace(outputs=x)  # what is returned must not hold itself alive
+        ctx.save_for_backward(*weights)  # so that a change in place before the way back is noticed
+        return state.outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        _ = ctx.saved_tensors
         to_x, to_c, weights = ctx.net.pull(ctx.state, grad, ctx.c)
         return to_x, to_c, None, *weights
 

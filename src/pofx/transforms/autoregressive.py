@@ -47,8 +47,8 @@ class Autoregressive(Upright):
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One pass."""
-        if self._natively(x):
-            return self._in_c(x, self.net.by_context(c))
+        if law := self._native(x):
+            return _natively(x, self.net.by_context(c), self.net, law)
         u, log_slope = self.monotone.to_base(x, self.net(x, c))
         return u, log_slope.sum(0)
 
@@ -60,15 +60,9 @@ class Autoregressive(Upright):
         x, log_det = _ToData.apply(u, c, self, *self.net.weights)
         return x, log_det
 
-    def _in_c(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():
-            u, log_det = _Native.apply(x, context, self, *self.net.layered)
-            return u, log_det
-        seen = kernels.unroll(self.net.native, self.monotone.native, kernels.TO_BASE, x, context, keep=False)
-        return seen.out, seen.log_det
-
-    def _natively(self, v: Tensor) -> bool:
-        return self.monotone.native is not None and kernels.takes(v, *self.net.weights)
+    def _native(self, v: Tensor) -> kernels.Map | None:
+        """The map in C, where the kernels take it and the net."""
+        return self.monotone.native if kernels.takes(v, *self.net.weights) else None
 
     @torch.no_grad()
     def unrolled(self, u: Tensor, c: Tensor | None, *, keep: bool) -> tuple[Unrolled, Tensor]:
@@ -79,9 +73,9 @@ class Autoregressive(Upright):
             c: conditions (C, N).
             keep: whether a gradient will be asked for; if not, the state may hold x alone.
         """
-        if self._natively(u):
+        if law := self._native(u):
             net = self.net.native
-            x, log_det, outputs, *units = kernels.unroll(net, self.monotone.native, kernels.TO_DATA, u, self.net.by_context(c), keep=keep)
+            x, log_det, outputs, *units = kernels.unroll(net, law, kernels.TO_DATA, u, self.net.by_context(c), keep=keep)
             return Unrolled(x, x.clamp(-FAR, FAR), outputs, *(list(t.split(net.widths)) for t in units)), log_det
         log_slope = torch.empty_like(u)
 
@@ -92,23 +86,38 @@ class Autoregressive(Upright):
         return self.net.unroll(solve, u, c), log_slope.sum(0)
 
 
+def _natively(x: Tensor, context: Tensor | None, net: MADE, law: kernels.Map) -> tuple[Tensor, Tensor]:
+    """The way to the base in C; `context` is what the condition adds to the first layer."""
+    if torch.is_grad_enabled():
+        u, log_det = _Native.apply(x, context, net, law, *net.layered)
+        return u, log_det
+    seen = kernels.unroll(net.native, law, kernels.TO_BASE, x, context, keep=False)
+    return seen.out, seen.log_det
+
+
 class _Native(torch.autograd.Function):
-    """The way to the base in C: u and log|det| of x and of what the context adds, one function for net and map."""
+    """Net and map as one function of x and of what the condition adds."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, context: Tensor | None, transform: Autoregressive, *weights: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        net, law = transform.net.native, transform.monotone.native
-        seen = kernels.unroll(net, law, kernels.TO_BASE, x, context, keep=True)
-        ctx.net, ctx.law, ctx.kept = net, law, seen[2:]
-        ctx.save_for_backward(x, context)
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        context: Tensor | None,
+        net: MADE,
+        law: kernels.Map,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        seen = kernels.unroll(net.native, law, kernels.TO_BASE, x, context, keep=True)
+        ctx.net, ctx.law, ctx.kept = net.native, law, seen[2:]
+        ctx.save_for_backward(x, context, *weights)  # the weights, so that a change in place before the way back is noticed
         return seen.out, seen.log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_u: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, context = ctx.saved_tensors
+        x, context, *_ = ctx.saved_tensors
         to_x, to_context, weights = kernels.pull_unrolled(ctx.net, ctx.law, x, context, ctx.kept, grad_u, grad_log)
-        return to_x, to_context, None, *weights
+        return to_x, to_context, None, None, *weights
 
 
 class _ToData(torch.autograd.Function):

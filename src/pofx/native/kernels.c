@@ -294,10 +294,9 @@ INLINE void NAME(spline_gradient_vector)(const REAL *v, const REAL *raw, int64_t
   NAME(store)(by_v, NAME(select)(outside, from, in_x));
 }
 
-/* Room for n numbers, zeros, at the edge of a line of the cache. */
-static REAL *NAME(room)(int64_t n) {
-  const size_t bytes = (n * sizeof(REAL) + 63) / 64 * 64;
-  return memset(aligned_alloc(64, bytes), 0, bytes);
+/* Room for some zeros and more numbers, at the edge of a line of the cache. */
+static REAL *NAME(room)(int64_t zeros, int64_t more) {
+  return memset(aligned_alloc(64, ((zeros + more) * sizeof(REAL) + 63) / 64 * 64), 0, zeros * sizeof(REAL));
 }
 
 /* Columns at `from` into a block, of which `n` are there; and back. */
@@ -315,7 +314,7 @@ void NAME(spline)(int64_t start, int64_t stop, const Form *form, int64_t way, in
                   REAL *log_slope) {
   const Form f = *form;
   const int64_t P = 3 * f.bins - !f.circular;
-  REAL values[BLOCK] = {0}, to[BLOCK], log[BLOCK], *numbers = NAME(room)(P * BLOCK);
+  REAL values[BLOCK] = {0}, to[BLOCK], log[BLOCK], *numbers = NAME(room)(P * BLOCK, 0);
   for (int64_t at = start; at < stop; at += BLOCK) {
     const int64_t n = stop - at < BLOCK ? stop - at : BLOCK;
     NAME(pull)(numbers, BLOCK, raw + at, columns, P, n);
@@ -334,7 +333,7 @@ void NAME(pull_spline)(int64_t start, int64_t stop, const Form *form, int64_t wa
                            const REAL *grad, const REAL *grad_log, REAL *by_v, REAL *by_raw) {
   const Form f = *form;
   const int64_t P = 3 * f.bins - !f.circular;
-  REAL rows[4 * BLOCK] = {0}, *numbers = NAME(room)(2 * P * BLOCK), *by_numbers = numbers + P * BLOCK;
+  REAL rows[4 * BLOCK] = {0}, *numbers = NAME(room)(2 * P * BLOCK, 0), *by_numbers = numbers + P * BLOCK;
   REAL *values = rows, *g = rows + BLOCK, *g_log = rows + 2 * BLOCK, *by = rows + 3 * BLOCK;
   for (int64_t at = start; at < stop; at += BLOCK) {
     const int64_t n = stop - at < BLOCK ? stop - at : BLOCK;
@@ -513,7 +512,7 @@ static void NAME(unroll_tile)(const Net *net, const Map *map, int way, NAME(Tile
 void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t way, int64_t columns, int64_t ld, const REAL *v,
                   const REAL *context, REAL *out, REAL *log_det, REAL *raw, REAL *z, REAL *lit) {
   const int64_t D = net->dim, P = net->size, units = first(net, net->layers), shared = context ? net->widths[0] : 0;
-  REAL *room = NAME(room)((3 * D + D * P + 2 + (net->residual ? 2 : 1) * units + shared) * TILE), *next = room;
+  REAL *room = NAME(room)((3 * D + D * P + 2 + (net->residual ? 2 : 1) * units + shared) * TILE, 0), *next = room;
   NAME(Tile) t;
   t.v = ROOM(D, TILE), t.steering = ROOM(D, TILE), t.out = ROOM(D, TILE), t.raw = ROOM(D * P, TILE), t.lit = ROOM(units, TILE);
   t.log_slope = ROOM(1, TILE), t.log_det = ROOM(1, TILE);
@@ -610,7 +609,7 @@ static void NAME(slab)(const Net *net, const REAL *steering, const REAL *lit, co
 void NAME(pull_unrolled)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t columns, int64_t ld, const REAL *x, const REAL *raw,
                          const REAL *lit, const REAL *grad, const REAL *grad_log, REAL *to_x, REAL *to_context, REAL *grads) {
   const int64_t D = net->dim, P = net->size, units = first(net, net->layers);
-  REAL *room = NAME(room)((3 * D + 2 * D * P + P + 1 + 2 * units) * TILE + (D + 2 * units + D * P) * APART), *next = room;
+  REAL *room = NAME(room)((3 * D + 2 * D * P + P + 1 + 2 * units) * TILE, (D + 2 * units + D * P) * APART), *next = room;
   NAME(Down) t;
   t.x = ROOM(D, TILE), t.raw = ROOM(D * P, TILE), t.lit = ROOM(units, TILE), t.grad = ROOM(D, TILE), t.grad_log = ROOM(1, TILE);
   t.to_x = ROOM(D, TILE), t.to_raw = ROOM(D * P, TILE), t.to_z = ROOM(units, TILE);

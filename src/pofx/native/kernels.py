@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -77,8 +77,8 @@ class Net(NamedTuple):
     size: int
     backwards: bool
     far: float
-    skips: Sequence[int | None]
-    ends: Sequence[Sequence[int]]
+    skips: tuple[int | None, ...]
+    ends: tuple[tuple[int, ...], ...]
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
 
@@ -99,8 +99,7 @@ class Net(NamedTuple):
 
     def structure(self) -> _Net:
         """In C."""
-        skips, ends = [-1 if skip is None else skip for skip in self.skips], [n for layer in self.ends for n in layer]
-        numbers = (_integers(n) for n in (self.widths, skips, ends))
+        numbers = _layout(tuple(self.widths), self.skips, self.ends)
         tensors = (_addresses(t) for t in (self.weights, self.biases))
         return _Net(self.dim, self.size, len(self.skips), self.backwards, self.residual, self.far, *numbers, *tensors)
 
@@ -192,7 +191,7 @@ def pull_unrolled(
     to_x, to_context = torch.empty_like(x), None if context is None else torch.empty_like(context)
     given = ctypes.byref(net.structure()), ctypes.byref(law), n, n + _APART, x, kept[0], kept[2], grad, grad_log
     _run("pull_unrolled", x, pieces, *given, to_x, to_context, grads)
-    each = grads.sum(0).split([math.prod(shape) for shape in shapes])
+    each = (grads.sum(0) if len(pieces) != 1 else grads[0]).split([math.prod(shape) for shape in shapes])
     return to_x, to_context, [g.view(shape) for g, shape in zip(each, shapes, strict=True)]
 
 
@@ -232,6 +231,15 @@ def _argument(value: Any) -> Any:  # noqa: ANN401
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process has none of its parent's threads
     return ThreadPoolExecutor(threads, f"pofx-native-{process}")
+
+
+@lru_cache(1024)
+def _layout(
+    widths: tuple[int, ...], skips: tuple[int | None, ...], ends: tuple[tuple[int, ...], ...]
+) -> tuple[ctypes.Array[ctypes.c_int64], ...]:
+    """A net's integers in C."""
+    flat = [n for layer in ends for n in layer]
+    return tuple(map(_integers, (widths, [-1 if skip is None else skip for skip in skips], flat)))
 
 
 def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:

@@ -58,8 +58,8 @@ class MADE(nn.Module):
         self.layers: Sequence[Masked] = nn.ModuleList(map(Masked, masks))  # type: ignore[assignment]
         self.last = Masked((degrees[0][:, None] > degrees[-1]).repeat(size, 1))
         self.context = nn.Linear(context, widths[0], bias=False) if context else None
-        self.skips = [j - 2 if residual and j and j % 2 == 0 else None for j in range(len(widths))]
-        self.ends = [[bisect_right(m, i) for i in range(dim)] for m in units]
+        self.skips = tuple(j - 2 if residual and j and j % 2 == 0 else None for j in range(len(widths)))
+        self.ends = tuple(tuple(bisect_right(m, i) for i in range(dim)) for m in units)
         with torch.no_grad():
             self.last.weight.zero_()
             self.last.bias.copy_(torch.tensor(tuple(start) or (0.0,) * size).repeat_interleave(dim))
@@ -134,9 +134,8 @@ class MADE(nn.Module):
     @property
     def native(self) -> kernels.Net:
         """The same in C."""
-        layers = (*self.layers, self.last)
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, weights, biases)
+        layered = self.layered
+        return kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, layered[::2], layered[1::2])
 
     def by_context(self, c: Tensor | None) -> Tensor | None:
         """What the condition adds to the first layer."""

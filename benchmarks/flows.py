@@ -1,10 +1,11 @@
 """Flows beside zuko, nflows and normflows: speed at equal architecture and equal numbers, and equality at copied weights.
 
-    python benchmarks/flows.py speed [--models spline maf spline-ar] [--dims 8 43] [--batch 512] [--rounds 3] [--peers PYTHON]
+    python benchmarks/flows.py speed [--models spline maf spline-ar] [--dims 8 43] [--batch 512] [--rounds 3] [--no-native] [--peers PYTHON]
     python benchmarks/flows.py check [--peers PYTHON]
 
 `speed`: 5 transforms, ReLU conditioners of 128-128, 8 bins, standard normal base, float32, one thread, Adam with its defaults. Each
-library runs in a process of its own (importing zuko switches off the checks of torch.distributions), and all are timed in turn; the
+library runs in a process of its own (importing zuko switches off the checks of torch.distributions), ours once with its kernels in C
+and once in plain PyTorch (`--no-native`: the latter alone; `--native`: the former), and all are timed in turn; the
 figure is the median over rounds of the best CPU time of a round: of a training step, of log_prob (batch rows) and of 4096 samples.
 `check`: in float64, our spline couplings with the weights of nflows' and our masked autoregressive flow with those of zuko's; the
 largest difference of log p. PYTHON is an environment with the peers and torch (pip install zuko nflows normflows).
@@ -184,9 +185,10 @@ def timed(op, seconds):
 class Process:
     """A library in a process of its own."""
 
-    def __init__(self, library, python):
+    def __init__(self, library, python, native="1"):
         command = [python, __file__, "worker", "--library", library]
-        self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = os.environ | {"POFX_NATIVE": native}
+        self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def ask(self, **question):
         self.pipe.stdin.write(json.dumps(question) + "\n")
@@ -198,18 +200,24 @@ class Process:
 
 
 def speed(options):
-    libraries = {"pofx": Process("pofx", sys.executable)} | {name: Process(name, options.peers) for name in PEERS}
+    tiers = {"native": "1", "plain": "0"}
+    ours = [name for name in tiers if options.native is None or options.native == (name == "native")]
+    libraries = {name: Process("pofx", sys.executable, tiers[name]) for name in ours}
+    libraries |= {name: Process(name, options.peers) for name in PEERS}
     figures = {}
-    print(f"{'':22}" + "".join(f"{name:>12}" for name in libraries) + "   best peer / pofx")
+    print(f"{'':22}" + "".join(f"{name:>12}" for name in libraries) + "   best peer / " + ", / ".join(ours))
     for model in options.models:
         for dim in options.dims:
             numbers = {name: p.ask(model=model, dim=dim, batch=options.batch) for name, p in libraries.items()}
             for op in OPS:
                 rounds = [{n: p.ask(op=op, seconds=options.seconds) for n, p in libraries.items()} for _ in range(options.rounds)]
                 ms = {name: statistics.median(r[name] for r in rounds) for name in libraries}
-                ratio = min(ms[name] for name in PEERS) / ms["pofx"]
-                figures[f"{model} {dim} {op}"] = {name: round(v, 3) for name, v in ms.items()} | {"ratio": round(ratio, 2)}
-                print(f"{model:>10} {dim:3} {op:8}" + "".join(f"{v:12.2f}" for v in ms.values()) + f"{ratio:10.2f} x", flush=True)
+                ratios = {name: min(ms[peer] for peer in PEERS) / ms[name] for name in ours}
+                figures[f"{model} {dim} {op}"] = {n: round(v, 3) for n, v in ms.items()} | {
+                    f"/ {n}": round(r, 2) for n, r in ratios.items()
+                }
+                shown = "".join(f"{v:12.2f}" for v in ms.values()) + "".join(f"{r:8.2f} x" for r in ratios.values())
+                print(f"{model:>10} {dim:3} {op:8}" + shown, flush=True)
             print(f"{'':15}numbers" + "".join(f"{n:12,}" for n in numbers.values()))
     print(json.dumps(figures | {"batch": options.batch, "torch": torch.__version__, "threads": 1}))
 
@@ -275,6 +283,9 @@ def main():
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument(
+        "--native", action=argparse.BooleanOptionalAction, help="ours with kernels in C alone, or without; both when not given"
+    )
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--library")
     options = parser.parse_args()

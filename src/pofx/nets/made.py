@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import relu
+
+from pofx.native import kernels
 
 FAR = 1e3  # values that steer are clipped to it: one that is out there (or infinite) must not make NaN of others
 Solve = Callable[[int, Tensor], Tensor]  # from a variable and its outputs, (size, N), to its values, (N,)
@@ -55,23 +58,47 @@ class MADE(nn.Module):
         self.layers: Sequence[Masked] = nn.ModuleList(map(Masked, masks))  # type: ignore[assignment]
         self.last = Masked((degrees[0][:, None] > degrees[-1]).repeat(size, 1))
         self.context = nn.Linear(context, widths[0], bias=False) if context else None
-        self.skips = [j - 2 if residual and j and j % 2 == 0 else None for j in range(len(widths))]
-        self.ends = [[bisect_right(m, i) for i in range(dim)] for m in units]
+        self.skips = tuple(j - 2 if residual and j and j % 2 == 0 else None for j in range(len(widths)))
+        self.ends = tuple(tuple(bisect_right(m, i) for i in range(dim)) for m in units)
         with torch.no_grad():
             self.last.weight.zero_()
             self.last.bias.copy_(torch.tensor(tuple(start) or (0.0,) * size).repeat_interleave(dim))
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """(size, D, N) of (D, N) and (C, N)."""
-        z = self.layers[0](x.clamp(-FAR, FAR))
-        z = z if self.context is None or c is None else torch.addmm(z, self.context.weight, c)
-        added = z
-        for layer, skip in zip(self.layers[1:], self.skips[1:], strict=True):
-            z = layer(relu(z))
-            if skip is not None:
-                z = added = z + added
-        outputs: Tensor = self.last(relu(z))
-        return outputs.view(self.size, self.dim, -1)
+        """(size, D, N) of (D, N) and (C, N); has first derivatives."""
+        if not torch.is_grad_enabled():
+            return self.seen(x, c).outputs
+        outputs: Tensor = _Pass.apply(x, c, self, *self.weights)
+        return outputs
+
+    def seen(self, x: Tensor, c: Tensor | None) -> "Unrolled":
+        """What the net is at x (D, N)."""
+        h = steering = x.clamp(-FAR, FAR)
+        z: list[Tensor] = []
+        lit: list[Tensor] = []
+        plain = all(skip is None for skip in self.skips)
+        for j, (layer, skip) in enumerate(zip(self.layers, self.skips, strict=True)):
+            own = layer(h)
+            own = own if j or self.context is None or c is None else torch.addmm(own, self.context.weight, c)
+            z.append(own if skip is None else own.add_(z[skip]))
+            lit.append(h := own.relu_() if plain else relu(own))
+        return Unrolled(x, steering, self.last(h).view(self.size, self.dim, -1), z, lit)
+
+    def pull(self, state: "Unrolled", to_outputs: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """The gradient in x, c and the weights, of that in the outputs (size, D, N) at x."""
+        dtype = self.last.weight.dtype  # under autocast the state has another
+        state, to_outputs = state._replace(lit=[h.to(dtype) for h in state.lit]), to_outputs.to(dtype).flatten(0, 1)
+        down, to_z = self.last.weight.T @ to_outputs, list(state.z)
+        for j in reversed(range(len(self.layers))):
+            to_z[j] = _dimmed(down, state.lit[j])
+            for above, skip in enumerate(self.skips):
+                to_z[j] = to_z[j] + to_z[above] if skip == j else to_z[j]
+            down = self.layers[j].weight.T @ to_z[j]
+        grads = self._weight_gradients(state, to_outputs, to_z, c)
+        return torch.ops.aten.hardtanh_backward(down, state.x, -FAR, FAR), self._to_context(to_z[0], c), grads
+
+    def _to_context(self, to_z: Tensor, c: Tensor | None) -> Tensor | None:
+        return None if self.context is None or c is None else self.context.weight.T @ to_z
 
     def at(self, i: int) -> int:
         """The variable that comes i-th."""
@@ -84,14 +111,18 @@ class MADE(nn.Module):
     @property
     def weights(self) -> list[Tensor]:
         """Every parameter, in the order in which `pull_back` gives their gradients."""
-        each: list[Tensor] = [t for layer in (*self.layers, self.last) for t in (layer.weight, layer.bias)]
-        return each if self.context is None else [*each, self.context.weight]
+        return self.layered if self.context is None else [*self.layered, self.context.weight]
+
+    @property
+    def layered(self) -> list[Tensor]:
+        """Weight and bias of each layer, the last one's last."""
+        return [t for layer in (*self.layers, self.last) for t in (layer.weight, layer.bias)]
 
     @torch.no_grad()
     def unroll(self, solve: Solve, like: Tensor, c: Tensor | None = None) -> "Unrolled":
         """x (D, N) with x_d = solve(d, outputs of variable d), one after the other; each unit is computed once: half a pass in all."""
         state = Unrolled.blank(self, like)
-        by_context = None if self.context is None or c is None else self.context.weight @ c
+        by_context = self.by_context(c)
         weight, bias = self.last.weight.view(self.size, self.dim, -1), self.last.bias.view(self.size, self.dim, 1)
         for i in range(self.dim):
             d, known = self.at(i), self._complete(i, state, by_context)
@@ -105,7 +136,7 @@ class MADE(nn.Module):
         part = MADE.__new__(MADE)
         nn.Module.__init__(part)
         part.dim, part.size, part.backwards, part.skips = k, self.size, self.backwards, self.skips
-        part.ends = [ends[:k] for ends in self.ends]
+        part.ends = tuple(ends[:k] for ends in self.ends)
         seen = [self.before(k), *(slice(ends[-1]) for ends in part.ends)]
         part.layers = nn.ModuleList(layer.part(*pair) for layer, pair in zip(self.layers, pairwise(seen), strict=True))  # type: ignore[assignment]
         outputs = torch.arange(self.size * self.dim).view(self.size, self.dim)[:, seen[0]].flatten()
@@ -114,6 +145,16 @@ class MADE(nn.Module):
             part.context = nn.Linear(self.context.in_features, 1, bias=False)
             part.context.weight = nn.Parameter(self.context.weight.detach()[seen[1]])
         return part
+
+    @property
+    def native(self) -> kernels.Net:
+        """The same in C."""
+        layered = self.layered
+        return kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, layered[::2], layered[1::2])
+
+    def by_context(self, c: Tensor | None) -> Tensor | None:
+        """What the condition adds to the first layer."""
+        return None if self.context is None or c is None else (self.context.weight @ c).to(self.last.bias.dtype)
 
     def _units(self, i: int, j: int) -> slice:
         """Of layer j, those that see i variables and no more."""
@@ -155,14 +196,13 @@ class MADE(nn.Module):
             to_outputs[:, d] = by_x[:, d] * grad[d] + own[:, d]
             to_lit[-1][known].addmm_(weight[:, d, known].T, to_outputs[:, d])
             self._pull_units(i, state, to_z, to_lit, grad, inside)
-        to_c = None if self.context is None or c is None else self.context.weight.T @ to_z[0]
-        return grad, to_c, self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
+        return grad, self._to_context(to_z[0], c), self._weight_gradients(state, to_outputs.flatten(0, 1), to_z, c)
 
     def _pull_units(self, i: int, state: "Unrolled", to_z: list[Tensor], to_lit: list[Tensor], grad: Tensor, inside: Tensor) -> None:
         """From the units that see i variables to what they see."""
         for j in reversed(range(len(self.layers))):
             new, layer, skip = self._units(i, j), self.layers[j], self.skips[j]
-            to_z[j][new] += to_lit[j][new] * (state.lit[j][new] > 0)
+            to_z[j][new] += _dimmed(to_lit[j][new], state.lit[j][new])
             if skip is not None:
                 to_z[skip][new] += to_z[j][new]
             seen = self.before(i) if j == 0 else slice(self.ends[j - 1][i])
@@ -232,21 +272,27 @@ class Masked(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(inputs, N) -> (outputs, N)."""
-        if not torch.is_grad_enabled():
-            return torch.addmm(self.bias[:, None], self.weight, h)
-        value: Tensor = _Masked.apply(h, self.weight, self.bias, self.mask)
-        return value
+        return torch.addmm(self.bias[:, None], self.weight, h)
 
 
-class _Masked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(h, weight, mask)
-        return torch.addmm(bias[:, None], weight, h)
+class _Pass(torch.autograd.Function):
+    """A net's pass as one function: the gradient in a weight that a net may not have is 0."""
 
     @staticmethod
+    def forward(ctx: Any, x: Tensor, c: Tensor | None, net: MADE, *weights: Tensor) -> Tensor:  # noqa: ANN401
+        state = net.seen(x, c)
+        ctx.net, ctx.c, ctx.state = net, c, state._replace(outputs=x)  # what is returned must not hold itself alive
+        ctx.save_for_backward(*weights)  # so that a change in place before the way back is noticed
+        return state.outputs
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        h, weight, mask = ctx.saved_tensors
-        grad = grad.to(h.dtype)  # lower under autocast
-        down = weight.T @ grad if ctx.needs_input_grad[0] else None
-        return down, (grad @ h.T).mul_(mask), grad.sum(1), None
+        _ = ctx.saved_tensors
+        to_x, to_c, weights = ctx.net.pull(ctx.state, grad, ctx.c)
+        return to_x, to_c, None, *weights
+
+
+def _dimmed(grad: Tensor, lit: Tensor) -> Tensor:
+    """The gradient before a ReLU."""
+    return torch.ops.aten.threshold_backward(grad, lit, 0)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pofx.nets.made import MADE
+from pofx.native import kernels
+from pofx.nets.made import FAR, MADE, Unrolled
 from pofx.transforms.base import Upright, Variables
 from pofx.transforms.monotone import Affine, Monotone
 
@@ -59,13 +60,77 @@ class Autoregressive(Upright):
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One pass."""
+        if law := self._native(x):
+            return _natively(x, self.net.by_context(c), self.net, law)
         u, log_slope = self.monotone.to_base(x, self.net(x, c))
         return u, log_slope.sum(0)
 
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """One variable after the other."""
-        x, log_slope = _ToData.apply(u, c, self, *self.net.weights)
-        return x, log_slope.sum(0)
+        if not torch.is_grad_enabled():
+            state, log_det = self.unrolled(u, c, keep=False)
+            return state.x, log_det
+        x, log_det = _ToData.apply(u, c, self, *self.net.weights)
+        return x, log_det
+
+    def _native(self, v: Tensor) -> kernels.Map | None:
+        """The map in C, where the kernels take it and the net."""
+        return self.monotone.native if kernels.takes(v, *self.net.weights) else None
+
+    @torch.no_grad()
+    def unrolled(self, u: Tensor, c: Tensor | None, *, keep: bool) -> tuple[Unrolled, Tensor]:
+        """What the net is at x = T(u), and log|det J_T|, (N,).
+
+        Args:
+            u: (D, N).
+            c: conditions (C, N).
+            keep: whether a gradient will be asked for; if not, the state may hold x alone.
+        """
+        if law := self._native(u):
+            net = self.net.native
+            x, log_det, outputs, *units = kernels.unroll(net, law, kernels.TO_DATA, u, self.net.by_context(c), keep=keep)
+            return Unrolled(x, x.clamp(-FAR, FAR), outputs, *(list(t.split(net.widths)) for t in units)), log_det
+        log_slope = torch.empty_like(u)
+
+        def solve(d: int, raw: Tensor) -> Tensor:
+            x, log_slope[d : d + 1] = self.monotone.to_data(u[d : d + 1], raw[:, None])
+            return x[0]
+
+        return self.net.unroll(solve, u, c), log_slope.sum(0)
+
+
+def _natively(x: Tensor, context: Tensor | None, net: MADE, law: kernels.Map) -> tuple[Tensor, Tensor]:
+    """The way to the base in C; `context` is what the condition adds to the first layer."""
+    if torch.is_grad_enabled():
+        u, log_det = _Native.apply(x, context, net, law, *net.layered)
+        return u, log_det
+    seen = kernels.unroll(net.native, law, kernels.TO_BASE, x, context, keep=False)
+    return seen.out, seen.log_det
+
+
+class _Native(torch.autograd.Function):
+    """Net and map as one function of x and of what the condition adds."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        context: Tensor | None,
+        net: MADE,
+        law: kernels.Map,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        seen = kernels.unroll(net.native, law, kernels.TO_BASE, x, context, keep=True)
+        ctx.net, ctx.law, ctx.kept = net.native, law, seen[2:]
+        ctx.save_for_backward(x, context, *weights)  # the weights, so that a change in place before the way back is noticed
+        return seen.out, seen.log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_u: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, context, *_ = ctx.saved_tensors
+        to_x, to_context, weights = kernels.pull_unrolled(ctx.net, ctx.law, x, context, ctx.kept, grad_u, grad_log)
+        return to_x, to_context, None, None, *weights
 
 
 class _ToData(torch.autograd.Function):
@@ -73,16 +138,10 @@ class _ToData(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, c: Tensor | None, transform: Autoregressive, *weights: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        log_slope = torch.empty_like(u)
-
-        def solve(d: int, raw: Tensor) -> Tensor:
-            x, log_slope[d : d + 1] = transform.monotone.to_data(u[d : d + 1], raw[:, None])
-            return x[0]
-
-        state = transform.net.unroll(solve, u, c)
+        state, log_det = transform.unrolled(u, c, keep=True)
         ctx.transform, ctx.state = transform, state
         ctx.save_for_backward(u, *([] if c is None else [c]))
-        return state.x.clone(), log_slope
+        return state.x.clone(), log_det
 
     @staticmethod
     @once_differentiable
@@ -93,7 +152,7 @@ class _ToData(torch.autograd.Function):
             parts = u.detach().requires_grad_(), ctx.state.outputs.detach().requires_grad_()
             x, log_slope = ctx.transform.monotone.to_data(*parts)
             by_u, by_raw = torch.autograd.grad(x, parts, torch.ones_like(x), retain_graph=True)
-            own_u, own_raw = _gradient(log_slope, parts, grad_log)
+            own_u, own_raw = _gradient(log_slope, parts, grad_log.expand_as(u))
         grad, to_c, weights = net.pull_back(ctx.state, grad_x, by_raw, own_raw, c)
         return grad * by_u + own_u, to_c, None, *weights
 

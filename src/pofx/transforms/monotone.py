@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pofx.errors import OptionError
+from pofx.native.kernels import Map
 from pofx.transforms.spline import LEAST, Form, inverse_spline, spline
 
 
@@ -36,6 +37,11 @@ class Monotone(abc.ABC):
         """Raw numbers whose map is the identity."""
         return (0.0,) * self.size
 
+    @property
+    def native(self) -> Map | None:
+        """The way to the data in C, for nets that unroll; None where there is none."""
+        return None
+
 
 @dataclass(frozen=True)
 class Shift(Monotone):
@@ -51,6 +57,10 @@ class Shift(Monotone):
 
     def to_data(self, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return u - raw[0], torch.zeros_like(u)
+
+    @property
+    def native(self) -> Map:  # noqa: D102
+        return Map.of("shift")
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,10 @@ class Affine(Monotone):
     def to_data(self, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         t, s = raw[0], self._s(raw[1])
         return (u - t) * (-s).exp(), -s
+
+    @property
+    def native(self) -> Map:  # noqa: D102
+        return Map.of("affine", self.most)
 
     def _s(self, a: Tensor) -> Tensor:
         return a / (1 + a.abs() / self.most)
@@ -139,3 +153,7 @@ class RationalQuadratic(Monotone):
 
     def to_data(self, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return inverse_spline(u, raw, self.form)
+
+    @property
+    def native(self) -> Map:  # noqa: D102
+        return Map.of("spline", form=self.form.native)

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from pofx.native import kernels
+
 LEAST = 1e-3  # of a bin: its width and height over the whole range, and of a slope
 
 
@@ -40,6 +42,11 @@ class Form(NamedTuple):
         """Of one variable: K widths, K heights, and the slopes of the knots that are free."""
         return 3 * self.bins - (0 if self.circular else 1)
 
+    @property
+    def native(self) -> kernels.Form:
+        """The same in C."""
+        return kernels.Form(self.bound, LEAST, self.bins, self.circular)
+
 
 def spline(x: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """y and log dy/dx.
@@ -60,8 +67,28 @@ def inverse_spline(y: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, T
 def _asked(function: type[torch.autograd.Function], v: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """In single precision at least: half of it can not tell the edges of the narrowest bins apart."""
     dtype = torch.promote_types(v.dtype, torch.float32)
-    out, log_slope = function.apply(v.to(dtype), parameters.to(dtype), form)
+    value, numbers = v.to(dtype), parameters.to(dtype)
+    if kernels.takes(value, numbers):
+        out, log_slope = _Native.apply(value, numbers, form.native, kernels.TO_BASE if function is _Spline else kernels.TO_DATA)
+    else:
+        out, log_slope = function.apply(value, numbers, form)
     return out.to(v.dtype), log_slope.to(v.dtype)
+
+
+class _Native(torch.autograd.Function):
+    """The functions below in C, which computes the tables again on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, parameters: Tensor, form: kernels.Form, way: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        ctx.form, ctx.way = form, way
+        ctx.save_for_backward(v, parameters)
+        return kernels.spline(v, parameters, form, way)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        v, parameters = ctx.saved_tensors
+        return *kernels.pull_spline(v, parameters, grad_out, grad_log, ctx.form, ctx.way), None, None
 
 
 class _Bin(NamedTuple):

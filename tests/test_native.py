@@ -345,13 +345,14 @@ class Waiting(TorchDispatchMode):
 @pytest.mark.parametrize("name", [name for name, line in families().items() if line.config.__module__.startswith("pofx.models.flows")])
 def test_no_flow_waits_for_numbers(name, plainly):
     """In log p and samples, once the public methods have checked what they were given."""
-    flow, generator = families()[name].config(layers=2).build(Domain.real(3)), torch.Generator()
+    domain = Domain(Domain.real(4).variables, (2, 2))
+    flow, generator = families()[name].config(layers=2).build(domain), torch.Generator()
 
     def ask():
         with Waiting() as seen, torch.no_grad():
-            flow._log_prob(torch.randn(4, 3), None, generator)
-            flow.transform(torch.randn(4, 3))
-            Inverse(flow.transform).inverse(torch.randn(4, 3))
+            flow._log_prob(torch.randn(3, 4), None, generator)
+            flow.transform(torch.randn(3, 4))
+            Inverse(flow.transform).inverse(torch.randn(3, 4))
         return seen.seen
 
     assert plainly(ask) == []

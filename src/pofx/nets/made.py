@@ -148,8 +148,8 @@ class MADE(nn.Module):
 
     @property
     def native(self) -> kernels.Net:
-        """The same in C."""
-        layered = self.layered
+        """The same in C, which goes along rows in one piece."""
+        layered = [t.contiguous() for t in self.layered]
         return kernels.Net(self.dim, self.size, self.backwards, FAR, self.skips, self.ends, layered[::2], layered[1::2])
 
     def by_context(self, c: Tensor | None) -> Tensor | None:

@@ -19,6 +19,7 @@ from pofx.types import Context, Nats, X
 
 Shape = tuple[int, int, int]  # channels, height, width
 Pass = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+_AT_ONCE = 2048  # images that go through together
 _SEEN = 1024  # rows that a start looks at: deviations of channels, for what is a moment's work
 
 
@@ -52,12 +53,13 @@ class Spatial(Transform):
 
 
 def _pictured(ask: Pass, v: Tensor, c: Tensor | None, shape: Shape) -> tuple[Tensor, Tensor]:
-    """The answer for rows (*batch, C H W)."""
-    batch = v.shape[:-1]
+    """The answer for rows (*batch, C H W), a few at a time: what nets hold of many images would not fit into the cache, or memory."""
+    batch, parts = v.shape[:-1], v.reshape(-1, *shape).split(_AT_ONCE)
+    conditions: Sequence[Tensor | None] = [None] * len(parts)
     if c is not None:
-        c = c.expand(*batch, c.shape[-1]).reshape(-1, c.shape[-1])
-    out, log_det = ask(v.reshape(-1, *shape), c)
-    return out.reshape(v.shape), log_det.reshape(batch)
+        conditions = c.expand(*batch, c.shape[-1]).reshape(-1, c.shape[-1]).split(_AT_ONCE)
+    out, log_det = zip(*map(ask, parts, conditions), strict=True)
+    return torch.cat(out).reshape(v.shape), torch.cat(log_det).reshape(batch)
 
 
 class Tower(Spatial):

@@ -400,7 +400,7 @@ class PofX:
         return like(rows, together(filled, count(rows)))
 
     def _derived(self, model: Model) -> "PofX":
-        how = "; ".join(filter(None, (self.approximation, getattr(model, "approximation", ""))))
+        how = "; ".join(dict.fromkeys(filter(None, (self.approximation, getattr(model, "approximation", "")))))
         return PofX(model, self.container, seed=self.seed, approximation=how)
 
     def _answers(self, facts: Event) -> bool:

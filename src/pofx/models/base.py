@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -427,6 +427,10 @@ class FamilyConfig(BaseModel, abc.ABC):
         """How what it does not take is lifted for it."""
         return Lifting()
 
+    def for_rows(self, n: int) -> Self:
+        """These options, with what the user left to the number of rows filled in."""
+        return self
+
     def build(self, domain: Domain, context: Domain | None = None) -> Model:
         """The untrained model on a prepared domain.
 
@@ -467,10 +471,6 @@ class GradientConfig(FamilyConfig, abc.ABC):
     def scheduled(self) -> bool:
         """Whether the learning rate depends on how long the run is."""
         return self.warmup > 0 or self.final_rate < 1
-
-    def for_rows(self, n: int) -> "GradientConfig":
-        """These options, with what the user left to the number of rows filled in."""
-        return self
 
     def rivals(self) -> "tuple[GradientConfig, ...]":
         """Ways to learn, the usual one first; each has a run, and held-out rows decide which is kept."""

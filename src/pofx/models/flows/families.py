@@ -3,7 +3,7 @@
 import abc
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ from pofx.transforms.pointwise import Pointwise
 from pofx.transforms.surjections import Slice
 
 _LEAST_STEPS, _MOST_STEPS = 600, 10_000
+_MANY = 20_000  # rows of which a net of the usual size learns nothing by heart
+_DROPPED = "share of hidden units dropped while training; where not given, 0.1 but for many rows (20,000 and more)"
 _BOUND = 5.0  # of splines, in deviations of whitened variables
 
 
@@ -98,12 +100,13 @@ class Paced(FlowConfig, abc.ABC):
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     max_epochs: int = Field(75, ge=1, description="where not given, 75 but for few rows (600 steps at least) and many (10,000 at most)")
 
-    def for_rows(self, n: int) -> GradientConfig:
-        """The length of the run, where it was not given."""
-        if "max_epochs" in self.model_fields_set:
-            return self
+    def for_rows(self, n: int) -> Self:
+        """What the number of rows decides where it was not given: the length of the run, and whether units are dropped."""
         steps = -(-n // self.batch_size)  # a pass
-        return self.model_copy(update={"max_epochs": -(-max(_LEAST_STEPS, min(75 * steps, _MOST_STEPS)) // steps)})
+        chosen: dict[str, Any] = {"max_epochs": -(-max(_LEAST_STEPS, min(75 * steps, _MOST_STEPS)) // steps)}
+        if "dropout" in type(self).model_fields and n >= _MANY:
+            chosen["dropout"] = 0.0
+        return self.model_copy(update={name: value for name, value in chosen.items() if name not in self.model_fields_set})
 
 
 class PacedConfig(WhitenedConfig, Paced, abc.ABC):
@@ -122,7 +125,7 @@ class AdditiveConfig(PacedConfig):
     layers: int = Field(4, ge=1, le=256, description="additive couplings")
     width: int = Field(128, ge=1, le=2**14, description="hidden units of each of a net's layers")
     depth: int = Field(2, ge=1, le=32, description="hidden layers of a conditioner")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+    dropout: float = Field(0.1, ge=0, lt=1, description=_DROPPED)
 
     def steps(self, dim: int, context: int) -> list[Transform]:
         """Shifts, and a scale of each variable at the base."""
@@ -144,7 +147,7 @@ class NeuralSplineConfig(PacedConfig):
     width: int = Field(64, ge=1, le=2**14, description="hidden units of a conditioner")
     blocks: int = Field(2, ge=1, le=32, description="residual blocks of a conditioner")
     bins: int = Field(8, ge=2, le=128, description="bins of a spline")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+    dropout: float = Field(0.1, ge=0, lt=1, description=_DROPPED)
 
     def steps(self, dim: int, context: int) -> list[Transform]:
         """Spline couplings and LU layers."""

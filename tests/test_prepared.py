@@ -349,6 +349,26 @@ def test_the_tight_bound_lies_between_the_mean_and_the_truth():
     assert (loose.density, tight.density) == (Kind.BOUND, Kind.BOUND)
 
 
+def test_conditions_steer_learned_noise():
+    """Masses of all codes under one condition sum to one; failure rate below 1e-6: 6 standard errors."""
+    domain, context = Domain((DIE,)), Domain((WEIGHT, GRADE))
+    both = rows(Domain((DIE, WEIGHT, GRADE)))
+    x, c, config = both[:, :1], both[:, 1:], RealNVPConfig(layers=2, width=8, noise="variational")
+    model = composed.assemble(config, domain, x, prepare(domain, x, "reals"), context, c)
+    model.initialise(x, c)
+    for p in model.noise.parameters():
+        torch.nn.init.normal_(p, std=0.1, generator=generator(3))
+    shares = [model.noise(model._steering(x[:1], row), generator=generator())[0] for row in (c[:1], c[1:2])]
+    assert not torch.equal(*shares)
+    codes = torch.arange(1.0, 7)[:, None].repeat(4000, 1)
+    with torch.no_grad():
+        log_w = -model.eval().loss(codes, c[:1].expand(len(codes), 2), generator=generator()).reshape(4000, 6)
+    value, error = log_mean_and_error(log_w)
+    spread = (value.exp() * error).square().sum().sqrt()
+    assert spread < 0.02
+    assert (value.exp().sum() - 1).abs() < 6 * spread
+
+
 def test_completions_weigh_learned_noise_and_keep_what_is_seen():
     model, x = noisy(DIE, REAL, GRADE)
     holed = x[:40].clone()

@@ -256,15 +256,15 @@ def test_a_flow_says_that_it_is_a_bound_and_how_sure():
 
 @pytest.mark.slow
 def test_the_bound_of_categories_closes_in_learning():
-    """200 steps on two categories that agree: the bound comes nearer to the entropy of the data, log 2, by two thirds, and not below."""
+    """150 steps on two categories that agree: the bound comes nearer to the entropy of the data, log 2, by two thirds, and not below."""
     torch.manual_seed(0)
-    first = torch.randint(2, (1000,), generator=generator()).double()
+    first = torch.arange(200).remainder(2).double()
     x, noise = torch.stack((first, first), 1), generator(2)
     flow = Surjected(levels(2, 2), Argmax((2, 2)), RealNVPConfig(layers=2, width=16).build(Domain.real(4)))
     flow.initialise(x)
     before = flow.loss(x, generator=noise).mean() - math.log(2)
     optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    for _ in range(200):
+    for _ in range(150):
         optimiser.zero_grad()
         flow.loss(x, generator=noise).mean().backward()
         optimiser.step()

@@ -43,7 +43,7 @@ from pofx.types import Answer, Kind, X
 AT_ONCE = 2**16  # rows of a table that are filled at a time: a multiple of what models take, so that no draw depends on it
 HOW = {
     Kind.EXACT: "",
-    Kind.BOUND: "a lower bound on log p, the mean over its draws",
+    Kind.BOUND: "a lower bound on log p, averaged over its draws",
     Kind.ESTIMATE: "a Monte Carlo estimate",
     Kind.UNNORMALISED: "up to an unknown constant",
 }

@@ -124,11 +124,15 @@ class Prepared(Model):
         return self._inverse(y, own + log_weight)
 
     def _shares(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | float]:
-        """Where in its cell each value is put, and -log q of that; learned noise is steered by the middles of the cells."""
+        """Where in its cell each value is put, and -log q of that."""
         if self.noise is None:
             return uniform_shares(x, generator), 0.0
+        return self.noise(self._steering(x, c), generator=generator)
+
+    def _steering(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """What learned noise sees of a row: the middles of its cells, as the base sees them, and its condition."""
         seen, features = self._centre(x), self._features(c)
-        return self.noise(seen if features is None else torch.cat((seen, features), -1), generator=generator)
+        return seen if features is None else torch.cat((seen, features), -1)
 
     def _spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same at quasi-random points, equal for equal rows."""

@@ -104,7 +104,7 @@ def run(
                 outcome = learn_full_batch(model, train.x, rows, Streams(seed, 0, where).noise, watch)
             else:
                 learner = _Learner(train, held, seed, compile, partial(_lowered, precision, where))
-                ways = _gradient(config).for_rows(len(train)).rivals()
+                ways = _gradient(config.for_rows(len(train))).rivals()
                 run_aside = partial(learner.aside, watch.part(SHARE))
                 config, outcome = race(model, ways if held else ways[:1], partial(learner.descend, watch), run_aside)
     return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -427,7 +427,7 @@ class FamilyConfig(BaseModel, abc.ABC):
         """How what it does not take is lifted for it."""
         return Lifting()
 
-    def for_rows(self, n: int) -> Self:
+    def for_rows(self, n: int) -> "FamilyConfig":
         """These options, with what the user left to the number of rows filled in."""
         return self
 

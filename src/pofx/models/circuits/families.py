@@ -1,7 +1,7 @@
 """The circuit families: how each finds its structure, and where its parameters begin."""
 
 import abc
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ class CircuitConfig(GradientConfig, abc.ABC):
     clip_norm: float | None = Field(None, gt=0)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
-    def for_rows(self, n: int) -> Self:
+    def for_rows(self, n: int) -> GradientConfig:
         """The batch size, where it was not given."""
         if "batch_size" in self.model_fields_set:
             return self

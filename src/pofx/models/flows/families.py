@@ -3,7 +3,7 @@
 import abc
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -100,7 +100,7 @@ class Paced(FlowConfig, abc.ABC):
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     max_epochs: int = Field(75, ge=1, description="where not given, 75 but for few rows (600 steps at least) and many (10,000 at most)")
 
-    def for_rows(self, n: int) -> Self:
+    def for_rows(self, n: int) -> GradientConfig:
         """What the number of rows decides where it was not given: the length of the run, and whether units are dropped."""
         steps = -(-n // self.batch_size)  # a pass
         chosen: dict[str, Any] = {"max_epochs": -(-max(_LEAST_STEPS, min(75 * steps, _MOST_STEPS)) // steps)}

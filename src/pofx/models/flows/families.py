@@ -109,7 +109,7 @@ class Paced(FlowConfig, abc.ABC):
         return self.model_copy(update={name: value for name, value in chosen.items() if name not in self.model_fields_set})
 
 
-class PacedConfig(WhitenedConfig, Paced, abc.ABC):
+class PacedConfig(Paced, WhitenedConfig, abc.ABC):
     """Flows that start as the best linear one, and whose learning rate falls over a run of known length."""
 
 

@@ -29,7 +29,6 @@ from pofx.models.flows.families import (
     MaskedAutoregressiveConfig,
     NeuralSplineAutoregressiveConfig,
     NeuralSplineConfig,
-    Paced,
 )
 from pofx.models.flows.flow import Flow
 from pofx.models.flows.realnvp import RealNVPConfig
@@ -183,10 +182,6 @@ def test_an_odd_number_of_layers_is_refused():
 def test_the_length_of_a_run_follows_the_rows(rows, epochs):
     assert NeuralSplineConfig().for_rows(rows).max_epochs == epochs
     assert NeuralSplineConfig(max_epochs=7).for_rows(rows).max_epochs == 7
-
-
-def test_a_run_whose_length_is_known_ends_slowly(config):
-    assert config().scheduled is issubclass(config, Paced)
 
 
 @pytest.mark.parametrize("base", ["student", "mixture"])

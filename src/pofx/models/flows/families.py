@@ -94,10 +94,9 @@ class WhitenedConfig(FlowConfig, abc.ABC):
 
 
 class Paced(FlowConfig, abc.ABC):
-    """Flows whose learning rate falls over a run of known length."""
+    """Flows whose rows decide how long they learn; their weights are averaged, so that the learning rate need not fall."""
 
     learning_rate: float = Field(1e-3, gt=0)
-    final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     max_epochs: int = Field(75, ge=1, description="where not given, 75 but for few rows (600 steps at least) and many (10,000 at most)")
 
     def for_rows(self, n: int) -> GradientConfig:
@@ -110,7 +109,7 @@ class Paced(FlowConfig, abc.ABC):
 
 
 class PacedConfig(Paced, WhitenedConfig, abc.ABC):
-    """Flows that start as the best linear one, and whose learning rate falls over a run of known length."""
+    """Flows that start as the best linear one, and whose rows decide how long they learn."""
 
 
 class AdditiveConfig(PacedConfig):

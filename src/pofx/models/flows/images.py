@@ -84,6 +84,7 @@ class GlowConfig(Paced):
     space: ClassVar[dict[str, tuple[Any, ...]]] = {"layers": (2, 4, 8), "width": (16, 32, 64)}
 
     learning_rate: float = Field(2e-3, gt=0)
+    final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     layers: int = Field(3, ge=1, le=256, description="steps of a scale: a norm of channels, a convolution by 1 x 1, a coupling")
     scales: int | None = Field(
         None, ge=0, le=16, description="how often the sides are halved; None: down to sides below 4, while they are even"

@@ -43,12 +43,9 @@ def learned(train, options):
     return pofx.fit(train[:55_000], options.family, **held, **settings)
 
 
-def figures(p, test, seconds, options):
+def figures(p, test, seconds, told):
     nats = float(p.score(test).value)
-    return {
-        "family": options.family,
-        "units": options.units,
-        "learning": options.learning,
+    return told | {
         "bits_per_dim": round(-nats / 784 / math.log(2), 4),
         "nats": round(nats, 2),
         "seconds": round(seconds),
@@ -58,18 +55,25 @@ def figures(p, test, seconds, options):
     }
 
 
-def main():
-    options = arguments()
+def timed(options, learn):
+    """What learning gives of the training images, the test images, and the seconds it took; its history printed, and saved as asked."""
     held = np.load(Path(options.data) / "mnist" / "mnist.npz")
     train, test = (held[name].reshape(-1, 28, 28) for name in ("x_train", "x_test"))
     start = time.perf_counter()
-    p = learned(train, options)
+    p = learn(train)
     seconds = time.perf_counter() - start
     for row in p.record.history:
         print({key: round(value, 3) for key, value in row.items() if value is not None}, flush=True)
     if options.save:
         p.save(options.save)
-    print(json.dumps(figures(p, test, seconds, options)))
+    return p, test, seconds
+
+
+def main():
+    options = arguments()
+    told = {"family": options.family, "units": options.units, "learning": options.learning}
+    p, test, seconds = timed(options, lambda train: learned(train, options))
+    print(json.dumps(figures(p, test, seconds, told)))
 
 
 if __name__ == "__main__":

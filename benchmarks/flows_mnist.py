@@ -10,19 +10,16 @@ rate falls over the budget. Prints the history and, last, one JSON line; writes 
 import argparse
 import base64
 import json
-import math
 import os
-import time
 from pathlib import Path
 
 import numpy as np
-import torch
+from circuits_mnist import PIXELS, figures, timed
 
 import pofx
-from pofx.domain import Domain, Variable, VariableKind
+from pofx.models.registry import plain
 from pofx.report.images import sheet
 
-PIXELS = Domain(tuple(Variable(f"x{d}", VariableKind.COUNT, lower=0.0, upper=255.0, dtype="uint8") for d in range(784)), (28, 28))
 SETTINGS = {"glow": {"layers": 8, "blocks": 1}, "realnvp": {"net": "conv", "width": 32, "layers": 4, "final_rate": 0.02}}
 
 
@@ -41,14 +38,7 @@ def arguments():
 
 def settings(options):
     given = (word.partition("=")[::2] for word in options.set)
-    return {"max_epochs": 1000} | SETTINGS.get(options.family, {}) | {name: _value(text) for name, text in given}
-
-
-def _value(text):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return {"max_epochs": 1000} | SETTINGS.get(options.family, {}) | {name: plain(text) for name, text in given}
 
 
 def draw_sheet(p, path):
@@ -56,34 +46,17 @@ def draw_sheet(p, path):
     Path(path).write_bytes(base64.b64decode(sheet(draws, PIXELS).partition(",")[2]))
 
 
-def figures(p, test, seconds, options):
-    nats = float(p.score(test).value)
-    return {
-        "family": options.family,
-        "settings": settings(options),
-        "bits_per_dim": round(-nats / 784 / math.log(2), 4),
-        "nats": round(nats, 2),
-        "seconds": round(seconds),
-        "epochs": len(p.record.history),
-        "parameters": sum(t.numel() for t in p.model.parameters()),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def main():
     options = arguments()
-    held = np.load(Path(options.data) / "mnist" / "mnist.npz")
-    train, test = (held[name].reshape(-1, 28, 28) for name in ("x_train", "x_test"))
-    start = time.perf_counter()
-    watched = {"holdout": train[55_000:], "schema": PIXELS, "budget": options.budget}
-    p = pofx.fit(train[: options.rows], options.family, **watched, **settings(options))
-    seconds = time.perf_counter() - start
-    for row in p.record.history:
-        print({key: round(value, 3) for key, value in row.items() if value is not None}, flush=True)
+
+    def learned(train):
+        watched = {"holdout": train[55_000:], "schema": PIXELS, "budget": options.budget}
+        return pofx.fit(train[: options.rows], options.family, **watched, **settings(options))
+
+    p, test, seconds = timed(options, learned)
     draw_sheet(p, options.sheet)
-    if options.save:
-        p.save(options.save)
-    print(json.dumps(figures(p, test[: options.test], seconds, options)))
+    told = {"family": options.family, "settings": settings(options)}
+    print(json.dumps(figures(p, test[: options.test], seconds, told)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ wrong with the density or the options is found before learning starts.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def approximate(
     steps: int = 3500,
     objective: str = "reverse",
     anneal: float = 0.0,
-    start: Any = None,  # noqa: ANN401
+    start: object = None,
     draws: int = 10_000,
     seed: int = 0,
     budget: float | None = None,
@@ -178,7 +178,7 @@ def _direction(objective: str) -> Direction:
 # -- where q starts --------------------------------------------------------------------------------
 
 
-def _started(space: Domain, config: GradientConfig, start: Any, seed: int, budget: float | None) -> Model:  # noqa: ANN401
+def _started(space: Domain, config: GradientConfig, start: object, seed: int, budget: float | None) -> Model:
     """The model before it has seen the density."""
     if isinstance(start, Approximation):
         start = start.q
@@ -221,8 +221,7 @@ def _flow(model: Model) -> Flow:
 
 
 def _map(model: Model) -> Elementwise:
-    transform: Elementwise = model.get_submodule("transform")  # type: ignore[assignment]
-    return transform
+    return cast("Elementwise", model.get_submodule("transform"))
 
 
 # -- the density -----------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def gather(
     holdout: Any = None,  # noqa: ANN401
     schema: Schema = None,
     seed: int = 0,
-    weights: Any = None,  # noqa: ANN401
+    weights: object = None,
 ) -> Rows:
     """Read, infer or take the domain, encode, split, check.
 
@@ -109,7 +109,7 @@ def fit(
     *,
     given: str | Sequence[str] | None = None,
     holdout: Any = None,  # noqa: ANN401
-    weights: Any = None,  # noqa: ANN401
+    weights: object = None,
     schema: Schema = None,
     seed: int = 0,
     budget: float | None = None,

@@ -15,7 +15,7 @@ from pofx.domain import Domain, Variable, VariableKind, did_you_mean
 from pofx.errors import DataError
 
 
-def weighted(source: Any, weights: Any) -> tuple[Any, Float[Tensor, "*shape"] | None]:  # noqa: ANN401
+def weighted(source: object, weights: object) -> tuple[object, Float[Tensor, "*shape"] | None]:
     """The rows without the column that weighs them, and the weights; None where every row counts once.
 
     Args:
@@ -38,14 +38,14 @@ def weighted(source: Any, weights: Any) -> tuple[Any, Float[Tensor, "*shape"] | 
     return _without(source, frame, at), encode(frame.select(weights), Domain((Variable(weights, VariableKind.REAL),)))[:, 0]
 
 
-def _numbers(weights: Any) -> Tensor:  # noqa: ANN401
+def _numbers(weights: object) -> Tensor:
     try:
         return torch.from_numpy(np.array(weights, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise DataError(f"weights are one number a row, or the name of a column: {error}") from error
 
 
-def _without(source: Any, frame: "nw.DataFrame[Any]", at: int) -> Any:  # noqa: ANN401
+def _without(source: object, frame: "nw.DataFrame[Any]", at: int) -> object:
     """The table without one column, its labels as they were."""
     if isinstance(source, pd.DataFrame):
         return source.drop(columns=source.columns[at])

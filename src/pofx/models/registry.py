@@ -133,7 +133,7 @@ def _setting(text: str) -> tuple[str, Any]:
     return option, plain(value)
 
 
-def plain(text: str) -> Any:  # noqa: ANN401
+def plain(text: str) -> object:
     """A number, list, true, false or null where the text is one; else the text."""
     try:
         return json.loads(text)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -205,14 +205,14 @@ def _pieces(columns: int, work: int) -> list[Piece]:
     return [(start, min(start + each, columns)) for start in range(0, columns, each)]
 
 
-def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: Any) -> None:  # noqa: ANN401
+def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: object) -> None:
     """A function of the library on all pieces. Tensors go as addresses, the last one's row by row where there are several pieces."""
     kernel = getattr(library(), f"{name}_{_DTYPES[like.dtype]}")
     *shared, last = given
     fixed = [_argument(a) for a in shared]
 
     def call(k: int) -> None:
-        own = last[k] if name == "pull_unrolled" else last
+        own = last[k] if name == "pull_unrolled" and isinstance(last, Tensor) else last
         kernel(*map(ctypes.c_int64, pieces[k]), *fixed, _argument(own))
 
     if len(pieces) < 2:
@@ -222,7 +222,7 @@ def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: Any) -> None:
         list(_pool(len(pieces), os.getpid()).map(call, range(len(pieces))))
 
 
-def _argument(value: Any) -> Any:  # noqa: ANN401
+def _argument(value: object) -> object:
     if isinstance(value, Tensor) or value is None:
         return ctypes.c_void_p(None if value is None or value.numel() == 0 else value.data_ptr())
     return ctypes.c_int64(value) if isinstance(value, int) else value

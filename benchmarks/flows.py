@@ -37,7 +37,7 @@ OPS = ("step", "log_prob", "sample")
 
 def pofx_flow(model, dim, bound=BOUND):
     from pofx.domain import Domain
-    from pofx.models.flows.bases import LawBase
+    from pofx.models.flows.bases import StandardNormal
     from pofx.models.flows.flow import Flow
     from pofx.nets.mlp import MLP
     from pofx.transforms.autoregressive import Autoregressive
@@ -51,7 +51,7 @@ def pofx_flow(model, dim, bound=BOUND):
     else:
         monotone = Affine() if model == "maf" else RationalQuadratic(BINS, bound)
         T = Stack(*(Autoregressive(dim, monotone, widths=HIDDEN, backwards=k % 2 == 1) for k in reversed(range(STEPS))))
-    return Flow(Domain.real(dim), T, LawBase(dim))
+    return Flow(Domain.real(dim), T, StandardNormal(dim))
 
 
 def pofx_pair(model, dim):
@@ -267,11 +267,12 @@ def zuko_copied(dim):
         one = seen.argsort(stable=True)
         two = torch.stack([seen[row].max() for row in second.mask]).argsort(stable=True)
         weights = [first.weight * first.mask, (second.weight * second.mask)[:, one]]
-        for layer, weight, bias, order in zip(part.net.layers, weights, (first.bias, second.bias), (one, two), strict=True):
-            layer.weight.copy_(weight[order]), layer.bias.copy_(bias[order])
-        out = (last.weight * last.mask)[:, two].unflatten(0, (dim, 2)).transpose(0, 1).flatten(0, 1)
-        part.net.last.weight.copy_(out), part.net.last.bias.copy_(last.bias.unflatten(0, (dim, 2)).T.flatten())
-        assert all(bool((w.weight[w.mask == 0] == 0).all()) for w in (*part.net.layers, part.net.last))
+        *hidden, out = part.net.layers
+        for layer, weight, bias, order in zip(hidden, weights, (first.bias, second.bias), (one, two), strict=True):
+            layer.weight.copy_(weight[order]), layer.bias[:, 0].copy_(bias[order])
+        weight = (last.weight * last.mask)[:, two].unflatten(0, (dim, 2)).transpose(0, 1).flatten(0, 1)
+        out.weight.copy_(weight), out.bias[:, 0].copy_(last.bias.unflatten(0, (dim, 2)).T.flatten())
+        assert not part.net.theta[part.net.mask == 0].any()
     return ours.log_prob, log_prob
 
 

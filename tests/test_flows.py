@@ -71,7 +71,7 @@ def bent(config, dim, context=None, **options):
             torch.nn.init.normal_(p, std=0.15)
     for m in flow.modules():
         if hasattr(m, "mask"):
-            m.weight.data.mul_(m.mask)
+            m.theta.data.mul_(m.mask)
     return flow
 
 
@@ -413,8 +413,7 @@ def test_any_model_is_a_base(name):
     steps = [Autoregressive(2, RationalQuadratic(), widths=(16,)), Triangular(2)]
     for p in (p for step in steps for p in step.parameters()):
         torch.nn.init.normal_(p, std=0.15)
-    steps[0].net.last.weight.data.mul_(steps[0].net.last.mask)
-    steps[0].net.layers[0].weight.data.mul_(steps[0].net.layers[0].mask)
+    steps[0].net.theta.data.mul_(steps[0].net.mask)
     flow = Flow(Domain.real(2), Compose(Stack(steps[0]), steps[1]), base).eval().requires_grad_(False)
     grid = torch.linspace(-30, 30, 601)
     p = flow.log_prob(torch.cartesian_prod(grid, grid)).exp().view(601, 601)

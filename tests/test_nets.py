@@ -1,5 +1,7 @@
 """Networks and what they are fed with."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -82,8 +84,7 @@ NETS = {
 def made(request):
     """A net of 5 variables and 2 outputs each, away from its start, and a condition for 4 columns."""
     net = MADE(5, 2, **NETS[request.param])
-    for layer in (*net.layers, net.last):
-        layer.weight.data = torch.randn_like(layer.weight) * layer.mask
+    net.theta.data = torch.randn_like(net.theta) * net.mask
     return net, torch.randn(2, 4) if net.context else None
 
 
@@ -94,13 +95,13 @@ def test_outputs_see_the_variables_before_theirs_only(made):
     order = [net.at(i) for i in range(5)]
     J = J[order][:, order]
     assert torch.equal(J.triu(), torch.zeros(5, 5))
-    if min(layer.out_features for layer in net.layers) >= 5:
+    if min(net.form.widths) >= 5:
         assert (J.tril(-1).diagonal(-1) != 0).all()
 
 
 def test_every_variable_sees_the_condition():
     net = MADE(1, 2, (8,), context=2)
-    net.last.weight.data.normal_()
+    net.layers[-1].weight.data.normal_()
     J = torch.autograd.functional.jacobian(lambda c: net(torch.zeros(1, 1), c).flatten(), torch.randn(2, 1))
     assert (J.abs().sum((1, 2)) > 0).all()
 
@@ -117,6 +118,35 @@ def test_unrolled_it_gives_what_the_pass_gives(made):
     assert_close(torch.stack([seen[d] for d in range(5)], 1), net(x, c))
 
 
+@pytest.mark.parametrize("options", NETS.values(), ids=NETS)
+def test_many_columns_give_what_few_give(options, monkeypatch):
+    """Products of a cut layer leave out what is 0."""
+    net = MADE(5, 2, **options)
+    net.theta.data = torch.randn_like(net.theta) * net.mask
+    x, c = torch.randn(5, 9).requires_grad_(), torch.randn(2, 9) if net.context else None
+    found = []
+    for wide in (1, 10):
+        monkeypatch.setattr("pofx.nets.made._WIDE", wide)
+        y = net(x, c)
+        found.append((y, *torch.autograd.grad(y.cos().sum(), (x, net.theta))))
+    assert_close(*found)
+    assert any(layer.units for layer in net.layers) == (len(net.form.widths) > 1)
+
+
+def test_layers_follow_theta_wherever_it_goes():
+    net, x = MADE(3, 1, (8,), start=(0.5,)), torch.randn(3, 4)
+    assert_close(net(x), torch.full((1, 3, 4), 0.5))
+    with torch.no_grad():
+        net.theta.add_(net.mask)
+    assert not torch.equal(net(x)[0, 2], net(x)[0, 0])
+    single = copy.deepcopy(net).float()
+    assert_close(single(x.float()), net(x).float())
+    other = MADE(3, 1, (8,))
+    other.load_state_dict(net.state_dict(), assign=True)
+    assert_close(other(x), net(x))
+    assert_close(torch.func.functional_call(net, {"theta": 0 * net.theta}, (x,)), torch.zeros(1, 3, 4))
+
+
 def test_what_a_unit_may_not_have_stays_zero(made):
     net, c = made
     optimiser = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
@@ -124,8 +154,8 @@ def test_what_a_unit_may_not_have_stays_zero(made):
         optimiser.zero_grad()
         net(torch.randn(5, 4), c).square().sum().backward()
         optimiser.step()
-    assert all((layer.weight[layer.mask == 0] == 0).all() for layer in (*net.layers, net.last))
-    assert all(layer.weight.abs().sum() > 0 for layer in net.layers)
+    assert not net.theta[net.mask == 0].any()
+    assert all(layer.weight.any() for layer in net.layers)
 
 
 def test_a_residual_net_starts_at_zero_and_stands_upright():

@@ -134,7 +134,7 @@ def away_from_identity(T):
         torch.nn.init.normal_(p, std=0.3)
     for m in T.modules():
         if hasattr(m, "mask"):
-            m.weight.data.mul_(m.mask)
+            m.theta.data.mul_(m.mask)
     return T
 
 

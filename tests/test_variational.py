@@ -124,7 +124,7 @@ def bent(name, dim=3):
             nn.init.normal_(p, std=0.2)
     for m in flow.modules():
         if hasattr(m, "mask"):
-            m.weight.data.mul_(m.mask)
+            m.theta.data.mul_(m.mask)
     return flow
 
 

@@ -36,17 +36,19 @@ typedef struct { /* a map of the line, as `Kernel`: its kind and its numbers */
 
 enum { SHIFT, AFFINE, SPLINE };
 
-typedef struct { /* as `MADE`; rows of the weights lie in one piece */
+typedef struct { /* the form of a `MADE` */
   int64_t dim, size, layers, backwards, residual;
   double far;
   const int64_t *widths, *skips, *ends; /* skips[j] < 0: none; ends[j * dim + i]: how many units of layer j see i variables at most */
-  const void *const *weights, *const *biases; /* of the layers, then of the last */
+  const int64_t *starts; /* of the weights of the layers, then of the last, in its numbers theta; biases follow their weights */
 } Net;
 
 /* What the i-th variable in order sees: of layer j, or (j < 0) of the variables. */
 INLINE int64_t seen(const Net *net, int64_t j, int64_t i) { return j < 0 ? i : net->ends[j * net->dim + i]; }
 INLINE int64_t from(const Net *net, int64_t j, int64_t i) { return j < 0 && net->backwards ? net->dim - i : 0; }
 INLINE int64_t inputs(const Net *net, int64_t j) { return j ? net->widths[j - 1] : net->dim; }
+INLINE int64_t outputs(const Net *net, int64_t j) { return j < net->layers ? net->widths[j] : net->size * net->dim; }
+INLINE int64_t biases(const Net *net, int64_t j) { return net->starts[j] + outputs(net, j) * inputs(net, j); }
 INLINE int64_t first(const Net *net, int64_t j) { /* where the units of layer j begin */
   int64_t sum = 0;
   for (int64_t k = 0; k < j; k++) sum += net->widths[k];
@@ -467,10 +469,10 @@ typedef struct { /* of a tile; z and lit of all layers, one after the other */
 } NAME(Tile);
 
 /* The units of all layers that see i variables and no more; see `MADE._complete`. */
-static void NAME(complete)(const Net *net, int64_t i, NAME(Tile) t) {
+static void NAME(complete)(const Net *net, const REAL *theta, int64_t i, NAME(Tile) t) {
   for (int64_t j = 0; j < net->layers; j++) {
     const int64_t a = i ? seen(net, j, i - 1) : 0, e = seen(net, j, i), skip = net->skips[j], at = first(net, j), start = from(net, j - 1, i);
-    const REAL *W = (const REAL *)net->weights[j] + a * inputs(net, j) + start, *b = (const REAL *)net->biases[j];
+    const REAL *W = theta + net->starts[j] + a * inputs(net, j) + start, *b = theta + biases(net, j);
     const REAL *h = (j ? t.lit + first(net, j - 1) * TILE : t.steering) + start * TILE;
     for (int64_t u = a; u < e; u++)
       for (int64_t c = 0; c < TILE; c += LANES) {
@@ -485,14 +487,14 @@ static void NAME(complete)(const Net *net, int64_t i, NAME(Tile) t) {
 }
 
 /* One tile, variable by variable. */
-static void NAME(unroll_tile)(const Net *net, const Map *map, int way, NAME(Tile) t) {
+static void NAME(unroll_tile)(const Net *net, const REAL *theta, const Map *map, int way, NAME(Tile) t) {
   const int64_t D = net->dim, L = net->layers;
-  const REAL *W = net->weights[L], *b = net->biases[L];
+  const REAL *W = theta + net->starts[L], *b = theta + biases(net, L);
   memset(t.log_det, 0, TILE * sizeof(REAL));
   for (int64_t i = 0; i < D; i++) {
     const int64_t d = variable(net, i);
     REAL *raw = t.raw + d * net->size * TILE, *out = t.out + d * TILE;
-    NAME(complete)(net, i, t);
+    NAME(complete)(net, theta, i, t);
     for (int64_t s = 0; s < net->size; s++)
       for (int64_t c = 0; c < TILE; c += LANES) NAME(store)(raw + s * TILE + c, NAME(all)(b[s * D + d]));
     NAME(product)(net->size, W + d * inputs(net, L), D * inputs(net, L), 1, t.lit + first(net, L - 1) * TILE, seen(net, L - 1, i), raw);
@@ -509,8 +511,8 @@ static void NAME(unroll_tile)(const Net *net, const Map *map, int way, NAME(Tile
 
 /* v (dim, columns), and what the context adds to the first layer (its width, columns) or NULL, to out (dim, columns) and log|det|
    (columns). Outputs (size, dim, ld), and all units before and after the ReLU (their number, ld), are kept where not NULL. */
-void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t way, int64_t columns, int64_t ld, const REAL *v,
-                  const REAL *context, REAL *out, REAL *log_det, REAL *raw, REAL *z, REAL *lit) {
+void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const REAL *theta, const Map *map, int64_t way, int64_t columns, int64_t ld,
+                  const REAL *v, const REAL *context, REAL *out, REAL *log_det, REAL *raw, REAL *z, REAL *lit) {
   const int64_t D = net->dim, P = net->size, units = first(net, net->layers), shared = context ? net->widths[0] : 0;
   REAL *room = NAME(room)((3 * D + D * P + 2 + (net->residual ? 2 : 1) * units + shared) * TILE, 0), *next = room;
   NAME(Tile) t;
@@ -521,7 +523,7 @@ void NAME(unroll)(int64_t start, int64_t stop, const Net *net, const Map *map, i
     const int64_t n = stop - at < TILE ? stop - at : TILE;
     NAME(pull)(t.v, TILE, v + at, columns, D, n);
     if (context) NAME(pull)(t.context, TILE, context + at, columns, shared, n);
-    NAME(unroll_tile)(net, map, way, t);
+    NAME(unroll_tile)(net, theta, map, way, t);
     NAME(push)(out + at, columns, t.out, TILE, D, n);
     NAME(push)(log_det + at, 0, t.log_det, TILE, 1, n);
     if (raw)
@@ -537,9 +539,9 @@ typedef struct { /* of a tile; to_z of all layers, one after the other */
 } NAME(Down);
 
 /* From what is above layer j to its units: each feeds what sees at least as many variables. */
-static void NAME(pull_layer)(const Net *net, int64_t j, NAME(Down) t) {
+static void NAME(pull_layer)(const Net *net, const REAL *theta, int64_t j, NAME(Down) t) {
   const int64_t D = net->dim, L = net->layers, n = net->widths[j], at = first(net, j);
-  const REAL *W = net->weights[j + 1];
+  const REAL *W = theta + net->starts[j + 1];
   REAL *own = t.to_z + at * TILE;
   memset(own, 0, n * TILE * sizeof(REAL));
   for (int64_t a = 0, e, i = 0; a < n; a = e) { /* several at a time, from where the first of them begins: what it feeds alone is 0 */
@@ -562,17 +564,17 @@ static void NAME(pull_layer)(const Net *net, int64_t j, NAME(Down) t) {
   }
 }
 
-static void NAME(pull_tile)(const Net *net, const Map *map, NAME(Down) t, REAL *by_raw) {
+static void NAME(pull_tile)(const Net *net, const REAL *theta, const Map *map, NAME(Down) t, REAL *by_raw) {
   const int64_t D = net->dim, P = net->size;
   for (int64_t d = 0; d < D; d++) {
     NAME(bend_gradient)(map, t.x + d * TILE, t.raw + d * P * TILE, t.grad + d * TILE, t.grad_log, t.to_x + d * TILE, by_raw);
     for (int64_t s = 0; s < P; s++) memcpy(t.to_raw + (s * D + d) * TILE, by_raw + s * TILE, TILE * sizeof(REAL));
   }
-  for (int64_t j = net->layers - 1; j >= 0; j--) NAME(pull_layer)(net, j, t);
+  for (int64_t j = net->layers - 1; j >= 0; j--) NAME(pull_layer)(net, theta, j, t);
   for (int64_t i = 0; i < D; i += ROWS) {
     const int64_t n = D - i < ROWS ? D - i : ROWS, d = net->backwards ? D - i - n : i, a = seen(net, 0, i);
     REAL to[ROWS * TILE] = {0};
-    NAME(product)(n, (const REAL *)net->weights[0] + a * D + d, 1, D, t.to_z + a * TILE, net->widths[0] - a, to);
+    NAME(product)(n, theta + net->starts[0] + a * D + d, 1, D, t.to_z + a * TILE, net->widths[0] - a, to);
     for (int64_t c = 0; c < n * TILE; c += LANES) {
       vec inside = NAME(select)(NAME(abs)(NAME(load)(t.x + d * TILE + c)) <= (REAL)net->far, NAME(load)(to + c), NAME(all)(0));
       NAME(store)(t.to_x + d * TILE + c, NAME(load)(t.to_x + d * TILE + c) + inside);
@@ -583,11 +585,11 @@ static void NAME(pull_tile)(const Net *net, const Map *map, NAME(Down) t, REAL *
 #define SLAB (8 * TILE) /* columns over which the gradients of weights are summed in registers */
 #define APART (SLAB + LANES) /* from row to row: no power of two, lest rows push each other out of the cache */
 
-/* Of n columns of a slab: those of the weights and biases, layer by layer, one after the other. */
+/* Of n columns of a slab, as theta stands. */
 static void NAME(slab)(const Net *net, const REAL *steering, const REAL *lit, const REAL *to_z, const REAL *to_raw, int64_t n, REAL *grads) {
   const int64_t D = net->dim, L = net->layers;
   for (int64_t j = 0; j <= L; j++) {
-    const int64_t m = inputs(net, j), rows = j < L ? net->widths[j] : net->size * D;
+    const int64_t m = inputs(net, j), rows = outputs(net, j);
     const REAL *g = j < L ? to_z + first(net, j) * APART : to_raw, *h = j ? lit + first(net, j - 1) * APART : steering;
     for (int64_t i = 0; i < D; i++) {
       const int64_t k = from(net, j - 1, i), wide = seen(net, j - 1, i), a = j < L && i ? seen(net, j, i - 1) : 0;
@@ -605,9 +607,9 @@ static void NAME(slab)(const Net *net, const REAL *steering, const REAL *lit, co
 }
 
 /* The gradient of the pass to the base: in x (dim, columns), in what the context added (its width, columns; or NULL), and, added to what
-   stands there, in the weights and biases of each layer, one after the other; of those in u (dim, columns) and log|det| (columns). */
-void NAME(pull_unrolled)(int64_t start, int64_t stop, const Net *net, const Map *map, int64_t columns, int64_t ld, const REAL *x, const REAL *raw,
-                         const REAL *lit, const REAL *grad, const REAL *grad_log, REAL *to_x, REAL *to_context, REAL *grads) {
+   stands there, in theta; of those in u (dim, columns) and log|det| (columns). */
+void NAME(pull_unrolled)(int64_t start, int64_t stop, const Net *net, const REAL *theta, const Map *map, int64_t columns, int64_t ld, const REAL *x,
+                         const REAL *raw, const REAL *lit, const REAL *grad, const REAL *grad_log, REAL *to_x, REAL *to_context, REAL *grads) {
   const int64_t D = net->dim, P = net->size, units = first(net, net->layers);
   REAL *room = NAME(room)((3 * D + 2 * D * P + P + 1 + 2 * units) * TILE, (D + 2 * units + D * P) * APART), *next = room;
   NAME(Down) t;
@@ -624,7 +626,7 @@ void NAME(pull_unrolled)(int64_t start, int64_t stop, const Net *net, const Map 
       NAME(pull)(t.lit, TILE, lit + at, ld, units, n);
       NAME(pull)(t.grad, TILE, grad + at, columns, D, n);
       NAME(pull)(t.grad_log, TILE, grad_log + at, 0, 1, n);
-      NAME(pull_tile)(net, map, t, by_raw);
+      NAME(pull_tile)(net, theta, map, t, by_raw);
       NAME(push)(to_x + at, columns, t.to_x, TILE, D, n);
       if (to_context) NAME(push)(to_context + at, columns, t.to_z, TILE, net->widths[0], n);
       for (int64_t k = 0; k < D * TILE; k += LANES)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -54,38 +55,30 @@ class _Net(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("dim", "size", "layers", "backwards", "residual")),
         ("far", ctypes.c_double),
-        *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("widths", "skips", "ends")),
-        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("weights", "biases")),
+        *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("widths", "skips", "ends", "starts")),
     ]
 
 
 class Net(NamedTuple):
-    """A masked net, as `MADE` has it.
+    """The form of a masked net, as `MADE` has it; its numbers theta are W and b of each layer, one after the other.
 
     Args:
         dim: D.
         size: outputs of a variable.
         backwards: whether the last variable comes first.
         far: values that steer are clipped to it.
-        skips: of each layer, the layer that is added to it, or None.
-        ends: of each layer, how many units see i variables at most.
-        weights: of the layers, then of the last, (outputs, inputs).
-        biases: of the same.
+        widths: of the hidden layers.
+        skips: of each of them, the layer that is added to it, or None.
+        ends: of each of them, how many units see i variables at most.
     """
 
     dim: int
     size: int
     backwards: bool
     far: float
+    widths: tuple[int, ...]
     skips: tuple[int | None, ...]
     ends: tuple[tuple[int, ...], ...]
-    weights: Sequence[Tensor]
-    biases: Sequence[Tensor]
-
-    @property
-    def widths(self) -> list[int]:
-        """Of the layers."""
-        return [len(bias) for bias in self.biases[:-1]]
 
     @property
     def residual(self) -> bool:
@@ -93,15 +86,14 @@ class Net(NamedTuple):
         return any(skip is not None for skip in self.skips)
 
     @property
-    def work(self) -> int:
-        """Multiplications for a column."""
-        return sum(w.numel() for w in self.weights) // 2
+    def shapes(self) -> list[tuple[int, int]]:
+        """Outputs and inputs of the hidden layers, then of the last."""
+        return list(zip((*self.widths, self.size * self.dim), (self.dim, *self.widths), strict=True))
 
-    def structure(self) -> _Net:
-        """In C."""
-        numbers = _layout(tuple(self.widths), self.skips, self.ends)
-        tensors = (_addresses(t) for t in (self.weights, self.biases))
-        return _Net(self.dim, self.size, len(self.skips), self.backwards, self.residual, self.far, *numbers, *tensors)
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers are W and b of each."""
+        return [n for outputs, inputs in self.shapes for n in (outputs * inputs, outputs)]
 
 
 class Seen(NamedTuple):
@@ -135,7 +127,7 @@ def spline(v: Tensor, raw: Tensor, form: Form, way: int) -> tuple[Tensor, Tensor
     """What a spline makes of v (d, N), and the log-slope; numbers (parameters, d, N)."""
     v, raw = v.contiguous(), raw.contiguous()
     out, log_slope = torch.empty_like(v), torch.empty_like(v)
-    _run("spline", v, _pieces(v.numel(), 8 * form.parameters), ctypes.byref(form), way, v.numel(), v, raw, out, log_slope)
+    _run("spline", v, _pieces(v.numel(), 8 * form.parameters), form, way, v.numel(), v, raw, out, log_slope)
     return out, log_slope
 
 
@@ -144,39 +136,40 @@ def pull_spline(v: Tensor, raw: Tensor, grad: Tensor, grad_log: Tensor, form: Fo
     v, raw, grad, grad_log = (t.contiguous() for t in (v, raw, grad, grad_log))
     by_v, by_raw = torch.empty_like(v), torch.empty_like(raw)
     pieces = _pieces(v.numel(), 16 * form.parameters)
-    _run("pull_spline", v, pieces, ctypes.byref(form), way, v.numel(), v, raw, grad, grad_log, by_v, by_raw)
+    _run("pull_spline", v, pieces, form, way, v.numel(), v, raw, grad, grad_log, by_v, by_raw)
     return by_v, by_raw
 
 
-def unroll(net: Net, law: Map, way: int, v: Tensor, context: Tensor | None, *, keep: bool) -> Seen:
+def unroll(net: Net, theta: Tensor, law: Map, way: int, v: Tensor, context: Tensor | None, *, keep: bool) -> Seen:
     """Variable by variable, by the numbers that the net gives it; each unit is computed once.
 
     Args:
-        net: the net.
+        net: its form.
+        theta: its numbers.
         law: the map.
         way: `TO_BASE`, and v is x; or `TO_DATA`, and v is u.
         v: (D, N).
         context: what the condition adds to the first layer, (its width, N).
         keep: whether outputs and units are wanted.
     """
-    v, n, units = v.contiguous(), v.shape[1], sum(net.widths)
-    ld = n + _APART if keep else 0
-    outputs, lit = v.new_empty(net.size, net.dim, ld), v.new_empty(units, ld)
-    z = torch.empty_like(lit) if net.residual else lit
+    v, n = v.contiguous(), v.shape[1]
+    ld, form = n + _APART if keep else 0, _form(net)
+    outputs, lit = v.new_empty(net.size, net.dim, ld), v.new_empty(sum(net.widths), ld)
+    z = torch.empty_like(lit) if form.residual else lit
     seen = Seen(torch.empty_like(v), v.new_empty(n), outputs, z, lit)
-    context = None if context is None else context.contiguous()
-    given = ctypes.byref(net.structure()), ctypes.byref(law), way, n, ld, v, context
-    _run("unroll", v, _pieces(n, net.work), *given, *seen[:3], z if net.residual else None, lit)
+    given = form, theta.contiguous(), law, way, n, ld, v, None if context is None else context.contiguous()
+    _run("unroll", v, _pieces(n, len(theta) // 2), *given, *seen[:3], z if form.residual else None, lit)
     return Seen(*seen[:2], *(t[..., :n] for t in seen[2:]))
 
 
 def pull_unrolled(
-    net: Net, law: Map, x: Tensor, context: Tensor | None, kept: Sequence[Tensor], grad: Tensor, grad_log: Tensor
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The gradient in x, in what the context added, and in each layer's weight and bias, of that in what the way to the base gave.
+    net: Net, theta: Tensor, law: Map, x: Tensor, context: Tensor | None, kept: Sequence[Tensor], grad: Tensor, grad_log: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gradient in x, in what the context added, and in the net's numbers, of that in what the way to the base gave.
 
     Args:
-        net: the net.
+        net: its form.
+        theta: its numbers.
         law: the map.
         x: what it was given.
         context: as well.
@@ -184,15 +177,13 @@ def pull_unrolled(
         grad: in u, (D, N).
         grad_log: in log|det|, (N,).
     """
-    x, grad, grad_log, n = x.contiguous(), grad.contiguous(), grad_log.contiguous(), x.shape[1]
-    shapes = [t.shape for pair in zip(net.weights, net.biases, strict=True) for t in pair]
-    pieces = _pieces(n, 3 * net.work)
-    grads = x.new_zeros(len(pieces), sum(map(math.prod, shapes)))
+    x, grad, grad_log, theta, n = x.contiguous(), grad.contiguous(), grad_log.contiguous(), theta.contiguous(), x.shape[1]
+    pieces = _pieces(n, 3 * len(theta) // 2)
+    to_theta = theta.new_zeros(len(pieces), len(theta))
     to_x, to_context = torch.empty_like(x), None if context is None else torch.empty_like(context)
-    given = ctypes.byref(net.structure()), ctypes.byref(law), n, n + _APART, x, kept[0], kept[2], grad, grad_log
-    _run("pull_unrolled", x, pieces, *given, to_x, to_context, grads)
-    each = (grads.sum(0) if len(pieces) != 1 else grads[0]).split([math.prod(shape) for shape in shapes])
-    return to_x, to_context, [g.view(shape) for g, shape in zip(each, shapes, strict=True)]
+    given = _form(net), theta, law, n, n + _APART, x, kept[0], kept[2], grad, grad_log
+    _run("pull_unrolled", x, pieces, *given, to_x, to_context, own=to_theta)
+    return to_x, to_context, to_theta.sum(0) if len(pieces) > 1 else to_theta.view(len(theta))
 
 
 Piece = tuple[int, int]
@@ -205,15 +196,16 @@ def _pieces(columns: int, work: int) -> list[Piece]:
     return [(start, min(start + each, columns)) for start in range(0, columns, each)]
 
 
-def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: object) -> None:
-    """A function of the library on all pieces. Tensors go as addresses, the last one's row by row where there are several pieces."""
+Argument = Tensor | ctypes.Structure | int | None
+
+
+def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: Argument, own: Tensor | None = None) -> None:
+    """A function of the library on all pieces; `own` has a row for each of them."""
     kernel = getattr(library(), f"{name}_{_DTYPES[like.dtype]}")
-    *shared, last = given
-    fixed = [_argument(a) for a in shared]
+    shared = [_argument(value) for value in given]
 
     def call(k: int) -> None:
-        own = last[k] if name == "pull_unrolled" and isinstance(last, Tensor) else last
-        kernel(*map(ctypes.c_int64, pieces[k]), *fixed, _argument(own))
+        kernel(*map(ctypes.c_int64, pieces[k]), *shared, *([] if own is None else [_argument(own[k])]))
 
     if len(pieces) < 2:
         for k in range(len(pieces)):
@@ -222,10 +214,13 @@ def _run(name: str, like: Tensor, pieces: Sequence[Piece], *given: object) -> No
         list(_pool(len(pieces), os.getpid()).map(call, range(len(pieces))))
 
 
-def _argument(value: object) -> object:
-    if isinstance(value, Tensor) or value is None:
-        return ctypes.c_void_p(None if value is None or value.numel() == 0 else value.data_ptr())
-    return ctypes.c_int64(value) if isinstance(value, int) else value
+def _argument(value: Argument) -> object:
+    """An address or a number."""
+    if isinstance(value, ctypes.Structure):
+        return ctypes.byref(value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr() or None)
 
 
 @cache
@@ -234,17 +229,10 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # a forked process
 
 
 @lru_cache(1024)
-def _layout(
-    widths: tuple[int, ...], skips: tuple[int | None, ...], ends: tuple[tuple[int, ...], ...]
-) -> tuple[ctypes.Array[ctypes.c_int64], ...]:
-    """A net's integers in C."""
-    flat = [n for layer in ends for n in layer]
-    return tuple(map(_integers, (widths, [-1 if skip is None else skip for skip in skips], flat)))
-
-
-def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
-
-
-def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() or None for t in tensors))
+def _form(net: Net) -> _Net:
+    """In C."""
+    starts = [0, *accumulate(net.sizes)][:-1:2]
+    skips = [-1 if skip is None else skip for skip in net.skips]
+    rows = net.widths, skips, [n for layer in net.ends for n in layer], starts
+    arrays = [(ctypes.c_int64 * len(row))(*row) for row in rows]
+    return _Net(net.dim, net.size, len(net.widths), net.backwards, net.residual, net.far, *arrays)

@@ -47,7 +47,7 @@ class Autoregressive(Upright):
 
     def behind(self, keep: Variables) -> Variables | None:
         """The same variables, where they are those that come first: u_1 ... u_k is a bijection of x_1 ... x_k."""
-        return keep if list(range(self.net.dim)[self.net.before(len(keep))]) == list(keep) else None
+        return keep if list(range(self.net.form.dim)[self.net.before(len(keep))]) == list(keep) else None
 
     def select(self, keep: Sequence[int]) -> "Autoregressive":
         """The transform of the variables that come first."""
@@ -75,7 +75,7 @@ class Autoregressive(Upright):
 
     def _native(self, v: Tensor) -> kernels.Map | None:
         """The map in C, where the kernels take it and the net."""
-        return self.monotone.native if kernels.takes(v, *self.net.weights) else None
+        return self.monotone.native if kernels.takes(v, self.net.theta) else None
 
     @torch.no_grad()
     def unrolled(self, u: Tensor, c: Tensor | None, *, keep: bool) -> tuple[Unrolled, Tensor]:
@@ -87,9 +87,9 @@ class Autoregressive(Upright):
             keep: whether a gradient will be asked for; if not, the state may hold x alone.
         """
         if law := self._native(u):
-            net = self.net.native
-            x, log_det, outputs, *units = kernels.unroll(net, law, kernels.TO_DATA, u, self.net.by_context(c), keep=keep)
-            return Unrolled(x, x.clamp(-FAR, FAR), outputs, *(list(t.split(net.widths)) for t in units)), log_det
+            net = self.net
+            x, log_det, outputs, *units = kernels.unroll(net.form, net.theta, law, kernels.TO_DATA, u, net.by_context(c), keep=keep)
+            return Unrolled(x, x.clamp(-FAR, FAR), outputs, *(list(t.split(net.form.widths)) for t in units)), log_det
         log_slope = torch.empty_like(u)
 
         def solve(d: int, raw: Tensor) -> Tensor:
@@ -102,9 +102,9 @@ class Autoregressive(Upright):
 def _natively(x: Tensor, context: Tensor | None, net: MADE, law: kernels.Map) -> tuple[Tensor, Tensor]:
     """The way to the base in C; `context` is what the condition adds to the first layer."""
     if torch.is_grad_enabled():
-        u, log_det = _Native.apply(x, context, net, law, *net.layered)
+        u, log_det = _Native.apply(x, context, net.form, law, net.theta)
         return u, log_det
-    seen = kernels.unroll(net.native, law, kernels.TO_BASE, x, context, keep=False)
+    seen = kernels.unroll(net.form, net.theta, law, kernels.TO_BASE, x, context, keep=False)
     return seen.out, seen.log_det
 
 
@@ -116,28 +116,34 @@ class _Native(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         x: Tensor,
         context: Tensor | None,
-        net: MADE,
+        form: kernels.Net,
         law: kernels.Map,
-        *weights: Tensor,
+        theta: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        seen = kernels.unroll(net.native, law, kernels.TO_BASE, x, context, keep=True)
-        ctx.net, ctx.law, ctx.kept = net.native, law, seen[2:]
-        ctx.save_for_backward(x, context, *weights)  # the weights, so that a change in place before the way back is noticed
+        seen = kernels.unroll(form, theta, law, kernels.TO_BASE, x, context, keep=True)
+        ctx.form, ctx.law, ctx.kept = form, law, seen[2:]
+        ctx.save_for_backward(x, context, theta)
         return seen.out, seen.log_det
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_u: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, context, *_ = ctx.saved_tensors
-        to_x, to_context, weights = kernels.pull_unrolled(ctx.net, ctx.law, x, context, ctx.kept, grad_u, grad_log)
-        return to_x, to_context, None, None, *weights
+        x, context, theta = ctx.saved_tensors
+        to_x, to_context, to_theta = kernels.pull_unrolled(ctx.form, theta, ctx.law, x, context, ctx.kept, grad_u, grad_log)
+        return to_x, to_context, None, None, to_theta
 
 
 class _ToData(torch.autograd.Function):
     """x_i = f^-1(u_i; raw_i(x_1 ... x_i-1, c)). Its gradient unrolls too, the last variable first: no more work than the way there."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, c: Tensor | None, transform: Autoregressive, *weights: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        u: Tensor,
+        c: Tensor | None,
+        transform: Autoregressive,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         state, log_det = transform.unrolled(u, c, keep=True)
         ctx.transform, ctx.state = transform, state
         ctx.save_for_backward(u, *([] if c is None else [c]))
@@ -153,7 +159,7 @@ class _ToData(torch.autograd.Function):
             x, log_slope = ctx.transform.monotone.to_data(*parts)
             by_u, by_raw = torch.autograd.grad(x, parts, torch.ones_like(x), retain_graph=True)
             own_u, own_raw = _gradient(log_slope, parts, grad_log.expand_as(u))
-        grad, to_c, weights = net.pull_back(ctx.state, grad_x, by_raw, own_raw, c)
+        grad, to_c, *weights = net.pull_back(ctx.state, grad_x, by_raw, own_raw, c)
         return grad * by_u + own_u, to_c, None, *weights
 
 

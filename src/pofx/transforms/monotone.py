@@ -75,7 +75,7 @@ class Affine(Monotone):
     size = 2
 
     def to_base(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        u, s = _Affine.apply(x, raw, self.most)
+        u, s = _Affine.apply(x, raw, self.most) if torch.is_grad_enabled() else _bent(x, raw, self.most)[:2]
         return u, s
 
     def to_data(self, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -95,18 +95,24 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, raw: Tensor, most: float) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        t, a = raw[0], raw[1]
-        bend = a.abs().mul_(1 / most).add_(1)
-        s = a / bend
-        scale = s.exp()
+        u, s, bend, scale = _bent(x, raw, most)
         ctx.save_for_backward(x, bend, scale)
-        return torch.addcmul(t, x, scale), s
+        return u, s
 
     @staticmethod
     def backward(ctx: Any, grad_u: Tensor, grad_s: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, bend, scale = ctx.saved_tensors
         down = grad_u * scale
         return down, torch.stack((grad_u, torch.addcmul(grad_s, down, x) / bend.square())), None
+
+
+def _bent(x: Tensor, raw: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u and s; 1 + |a| / most and exp(s)."""
+    t, a = raw.unbind()
+    bend = torch.rsub(a.abs(), 1, alpha=-1 / most)
+    s = a / bend
+    scale = s.exp()
+    return torch.addcmul(t, x, scale), s, bend, scale
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,38 @@ from pofx.distributions.base import Law
 from pofx.distributions.columns import Columns
 from pofx.distributions.continuous import Normal, StudentT
 from pofx.distributions.drawing import draw
+from pofx.distributions.special import LOG_SQRT_2PI
 from pofx.domain import Domain
 from pofx.models.base import Model
 from pofx.types import Context, Generator, Nats, Point, X
 
 _START_NU = 8.0
+
+
+class StandardNormal(Model):
+    """p(u) = N(u; 0, I).
+
+    Args:
+        dim: number of variables.
+    """
+
+    origin: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(Domain.real(dim))
+        self.register_buffer("origin", torch.zeros(dim), persistent=False)
+
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        return -0.5 * x.square().sum(-1) - x.shape[-1] * LOG_SQRT_2PI
+
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        return torch.randn(n, len(self.origin), generator=generator, dtype=self.origin.dtype, device=self.origin.device)
+
+    def _marginal(self, keep: tuple[int, ...]) -> "StandardNormal":
+        return StandardNormal(len(keep)).to(self.origin)
+
+    def _conditional(self, evidence: Point) -> "StandardNormal":
+        return self._marginal(tuple(evidence.isnan().nonzero()[:, 0].tolist()))
 
 
 class LawBase(Model):

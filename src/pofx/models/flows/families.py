@@ -11,7 +11,7 @@ from pofx.distributions.continuous import Normal, StudentT
 from pofx.domain import Domain
 from pofx.errors import OptionError
 from pofx.models.base import GradientConfig, Lifting, Model
-from pofx.models.flows.bases import LawBase
+from pofx.models.flows.bases import LawBase, StandardNormal
 from pofx.models.flows.flow import Flow
 from pofx.models.flows.surjected import Surjected
 from pofx.nets.mlp import MLP
@@ -66,7 +66,7 @@ class FlowConfig(GradientConfig, abc.ABC):
     def base_of(self, dim: int) -> Model:
         """The base density."""
         if self.base == "normal":
-            return LawBase(dim)
+            return StandardNormal(dim)
         law, components = (StudentT(), 1) if self.base == "student" else (Normal(), self.components)
         return LawBase(dim, law, components=components, learned=True)
 

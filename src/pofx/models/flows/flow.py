@@ -69,10 +69,10 @@ class Flow(Model):
         return self._log_prob_and_error(x, c, generator)[0]
 
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
-        finite = x.isfinite()
-        u, log_det = self.transform.inverse(torch.where(finite, x, 0.0), c)
+        finite = x.nan_to_num(0.0, 0.0, 0.0)
+        u, log_det = self.transform.inverse(finite, c)
         value, error = self.base._log_prob_and_error(u, self._of_base(c), generator)
-        return torch.where(finite.all(-1), value + log_det, -math.inf), error
+        return torch.where((x == finite).all(-1), value + log_det, -math.inf), error
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         like = next(self.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pofx.errors import OptionError
 from pofx.native.kernels import Map
-from pofx.transforms.spline import LEAST, Form, inverse_spline, spline
+from pofx.transforms.spline import LEAST, ONE, Form, inverse_spline, spline
 
 
 class Monotone(abc.ABC):
@@ -151,8 +151,7 @@ class RationalQuadratic(Monotone):
     @property
     def identity(self) -> tuple[float, ...]:
         """Equal bins, slopes 1."""
-        slope = math.log(math.expm1(1 - LEAST))
-        return (0.0,) * (2 * self.bins) + (slope,) * (self.size - 2 * self.bins)
+        return (0.0,) * (2 * self.bins) + (ONE,) * (self.size - 2 * self.bins)
 
     def to_base(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         return spline(x, raw, self.form)

@@ -12,16 +12,18 @@ Source: Durkan, Bekasov, Murray and Papamakarios, "Neural spline flows", NeurIPS
 and Delbourgo, "Piecewise rational quadratic interpolation to monotonic data", IMA Journal of Numerical Analysis 2(2), 1982.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from pofx.native import kernels
 
 LEAST = 1e-3  # of a bin: its width and height over the whole range, and of a slope
+ONE = math.log(math.expm1(1 - LEAST))  # the raw number of a slope of 1
 
 
 class Form(NamedTuple):
@@ -91,33 +93,29 @@ class _Native(torch.autograd.Function):
         return *kernels.pull_spline(v, parameters, grad_out, grad_log, ctx.form, ctx.way), None, None
 
 
-class _Bin(NamedTuple):
-    """The bin that each value stands in, (d, N) each."""
-
-    k: Tensor
-    left: Tensor
-    below: Tensor
-    W: Tensor
-    H: Tensor
-    raw0: Tensor
-    raw1: Tensor
-    d0: Tensor
-    d1: Tensor
-
-
 class _Tables(NamedTuple):
-    """Shares of the K bins, (K, d, N) each, and their running sums."""
+    """Of widths and heights, which are axes 0 and 1: the bins' shares of the range, (2, K, d, N), and the knots, (2, K + 1, d, N)."""
 
-    widths: Tensor
-    heights: Tensor
-    upto_x: Tensor
-    upto_y: Tensor
+    shares: Tensor
+    knots: Tensor
 
 
-def _tables(parameters: Tensor, form: Form) -> _Tables:
-    K = form.bins
-    widths, heights = torch.softmax(parameters[:K], 0), torch.softmax(parameters[K : 2 * K], 0)
-    return _Tables(widths, heights, widths.cumsum(0), heights.cumsum(0))
+class _Bin(NamedTuple):
+    """The bin that each value stands in.
+
+    Args:
+        knots: its first and second, (2, d, N).
+        edges: of both axes, where they are, (2, 2, d, N).
+        sizes: W and H, (2, d, N).
+        raw: slopes at the knots, raw and not, (2, d, N).
+        slopes: d_k and d_k+1.
+    """
+
+    knots: Tensor
+    edges: Tensor
+    sizes: Tensor
+    raw: Tensor
+    slopes: Tensor
 
 
 def _units(form: Form) -> tuple[float, float]:
@@ -125,47 +123,36 @@ def _units(form: Form) -> tuple[float, float]:
     return 2 * form.bound * (1 - LEAST * form.bins), 2 * form.bound * LEAST
 
 
-def _find(v: Tensor, upto: Tensor, form: Form) -> Tensor:
-    """The bin of each v in [-B, B], (1, d, N)."""
+def _tables(parameters: Tensor, form: Form) -> _Tables:
+    """Neighbours share their knot to the last bit, and steep bins leave no gap."""
     scale, step = _units(form)
-    inner = torch.arange(1, form.bins, device=v.device, dtype=v.dtype).view(-1, 1, 1) * step - form.bound
-    return (v >= torch.add(inner, upto[:-1], alpha=scale)).sum(0, keepdim=True)
+    shares = parameters[: 2 * form.bins].unflatten(0, (2, -1)).softmax(1)
+    knots = pad((shares * scale).add_(step), (0, 0, 0, 0, 1, 0), value=-form.bound).cumsum(1)
+    knots[:, -1] = form.bound
+    return _Tables(shares, knots)
 
 
-def _bin(k: Tensor, tables: _Tables, parameters: Tensor, form: Form) -> _Bin:
-    (left, right), (below, above) = (_edges(k, upto, form) for upto in (tables.upto_x, tables.upto_y))
-    i0, i1 = _slopes(k, form)
-    raw0, raw1 = (parameters[2 * form.bins :].gather(0, i)[0] for i in (i0, i1))
-    d0, d1 = softplus(raw0) + LEAST, softplus(raw1) + LEAST
-    k = k[0]
-    if not form.circular:
-        d0, d1 = d0.masked_fill(k == 0, 1.0), d1.masked_fill(k == form.bins - 1, 1.0)
-    return _Bin(k, left, below, right - left, above - below, raw0, raw1, d0, d1)
+def _bin(v: Tensor, axis: int, knots: Tensor, parameters: Tensor, form: Form) -> _Bin:
+    """Of v in [-B, B] on an axis."""
+    k = (v >= knots[axis, 1:-1]).sum(0)
+    both = torch.stack((k, k + 1))
+    edges = knots.gather(1, both.expand(2, -1, -1, -1))
+    raw = _with_ends(parameters[2 * form.bins :], form).gather(0, both)
+    return _Bin(both, edges, edges[:, 1] - edges[:, 0], raw, softplus(raw) + LEAST)
 
 
-def _edges(k: Tensor, upto: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Both ends of a bin, rounded as `_find` rounds them: neighbours share their edge to the last bit, and steep bins leave no gap."""
-    scale, step = _units(form)
-    lower, upper = k.to(upto.dtype) * step - form.bound, (k + 1).to(upto.dtype) * step - form.bound
-    left = torch.add(lower, upto.gather(0, (k - 1).clamp_min(0)), alpha=scale).masked_fill(k == 0, -form.bound)
-    right = torch.add(upper, upto.gather(0, k), alpha=scale).masked_fill(k == form.bins - 1, form.bound)
-    return left[0], right[0]
-
-
-def _slopes(k: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Where the slopes of both ends of a bin stand among the free ones; at an end without a free one, anywhere."""
-    if form.circular:
-        return k, (k + 1) % form.bins
-    return (k - 1).clamp_min(0), k.clamp_max(form.bins - 2)
+def _with_ends(raw: Tensor, form: Form) -> Tensor:
+    """Slopes of all knots, raw."""
+    return torch.cat((raw, raw[:1])) if form.circular else pad(raw, (0, 0, 0, 0, 1, 1), value=ONE)
 
 
 def _ratio(theta: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s, D, M, and the share of H that lies below."""
-    s, rest = b.H / b.W, 1 - theta
-    q = theta * rest
-    D = torch.addcmul(s, b.d0 + b.d1 - 2 * s, q)
-    M = b.d1 * theta.square() + 2 * s * q + b.d0 * rest.square()
-    return s, D, M, (s * theta.square() + b.d0 * q) / D
+    (W, H), (d0, d1), rest = b.sizes, b.slopes, 1 - theta
+    s, q, square = H / W, theta * rest, theta.square()
+    D = torch.addcmul(s, torch.sub(d0 + d1, s, alpha=2), q)
+    M = torch.addcmul(torch.addcmul(d1 * square, s, q, value=2), d0, rest.square())
+    return s, D, M, torch.addcmul(d0 * q, s, square) / D
 
 
 def _log_slope(s: Tensor, D: Tensor, M: Tensor) -> Tensor:
@@ -178,7 +165,8 @@ def _root(w: Tensor, b: _Bin) -> Tensor:
     The quadratic's discriminant is a sum of squares, e^2 + 4 s^2 w (1 - w) with e = d_k (1 - w) - d_k+1 w. Taken so, and the root by
     whichever sign adds, nothing cancels: the root is good to rounding however stiff the bin.
     """
-    s, e = b.H / b.W, b.d0 * (1 - w) - b.d1 * w
+    (W, H), (d0, d1) = b.sizes, b.slopes
+    s, e = H / W, d0 * (1 - w) - d1 * w
     g, twice = 4 * s.square() * w * (1 - w), 2 * s * w
     p = e.abs() + (e.square() + g).sqrt()
     above = torch.where(e >= 0, p, g / p)
@@ -190,19 +178,18 @@ class _Spline(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         tables, inside = _tables(parameters, form), x.abs() <= form.bound
         held = x.clamp(-form.bound, form.bound)
-        b = _bin(_find(held, tables.upto_x, form), tables, parameters, form)
-        theta = (held - b.left) / b.W
+        b = _bin(held, 0, tables.knots, parameters, form)
+        theta = (held - b.edges[0, 0]) / b.sizes[0]
         s, D, M, share = _ratio(theta, b)
-        ctx.form, ctx.shape = form, parameters.shape
-        ctx.save_for_backward(theta, inside, *tables, *b)
-        return torch.where(inside, torch.addcmul(b.below, b.H, share), x), _log_slope(s, D, M) * inside
+        ctx.form = form
+        ctx.save_for_backward(theta, inside, tables.shares, *b)
+        return torch.where(inside, torch.addcmul(b.edges[1, 0], b.sizes[1], share), x), _log_slope(s, D, M) * inside
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        theta, inside, *saved = ctx.saved_tensors
-        tables, b = _Tables(*saved[:4]), _Bin(*saved[4:])
-        grad_x, grad_parameters = _pull_back(grad_y * inside, grad_log * inside, theta, tables, b, ctx.form, ctx.shape)
+        theta, inside, shares, *saved = ctx.saved_tensors
+        grad_x, grad_parameters = _pull_back(grad_y * inside, grad_log * inside, theta, shares, _Bin(*saved), ctx.form)
         return torch.where(inside, grad_x, grad_y), grad_parameters, None
 
 
@@ -211,70 +198,67 @@ class _InverseSpline(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, parameters: Tensor, form: Form) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         tables, inside = _tables(parameters, form), y.abs() <= form.bound
         held = y.clamp(-form.bound, form.bound)
-        b = _bin(_find(held, tables.upto_y, form), tables, parameters, form)
-        theta = _root(((held - b.below) / b.H).clamp(0, 1), b)
+        b = _bin(held, 1, tables.knots, parameters, form)
+        theta = _root(((held - b.edges[1, 0]) / b.sizes[1]).clamp(0, 1), b)
         s, D, M, _ = _ratio(theta, b)
-        ctx.form, ctx.shape = form, parameters.shape
-        ctx.save_for_backward(theta, inside, *tables, *b)
-        return torch.where(inside, torch.addcmul(b.left, b.W, theta), y), -_log_slope(s, D, M) * inside
+        ctx.form = form
+        ctx.save_for_backward(theta, inside, tables.shares, *b)
+        return torch.where(inside, torch.addcmul(b.edges[0, 0], b.sizes[0], theta), y), -_log_slope(s, D, M) * inside
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """With l = log dy/dx at x: dx = (dy - d_parameters y) / y', and the log-slope of the way back is -l."""
-        theta, inside, *saved = ctx.saved_tensors
-        tables, b = _Tables(*saved[:4]), _Bin(*saved[4:])
+        theta, inside, shares, *saved = ctx.saved_tensors
+        b = _Bin(*saved)
         slope = _log_slope(*_ratio(theta, b)[:3]).exp()
         pull = (grad_x - grad_log * _curvature(theta, b)) * inside / slope
-        _, grad_parameters = _pull_back(-pull, -grad_log * inside, theta, tables, b, ctx.form, ctx.shape)
+        _, grad_parameters = _pull_back(-pull, -grad_log * inside, theta, shares, b, ctx.form)
         return torch.where(inside, pull, grad_x), grad_parameters, None
 
 
 def _curvature(theta: Tensor, b: _Bin) -> Tensor:
     """d log(dy/dx) / dx."""
     s, D, M, _ = _ratio(theta, b)
-    lean = 1 - 2 * theta
-    dM = 2 * (b.d1 * theta + s * lean - b.d0 * (1 - theta))
-    return (dM / M - 2 * (b.d0 + b.d1 - 2 * s) * lean / D) / b.W
+    (d0, d1), lean = b.slopes, 1 - 2 * theta
+    dM = 2 * (d1 * theta + s * lean - d0 * (1 - theta))
+    return (dM / M - 2 * torch.sub(d0 + d1, s, alpha=2) * lean / D) / b.sizes[0]
 
 
-def _pull_back(
-    grad_y: Tensor, grad_log: Tensor, theta: Tensor, tables: _Tables, b: _Bin, form: Form, shape: torch.Size
-) -> tuple[Tensor, Tensor]:
+def _pull_back(grad_y: Tensor, grad_log: Tensor, theta: Tensor, shares: Tensor, b: _Bin, form: Form) -> tuple[Tensor, Tensor]:
     """Gradients in x and in the parameters, of values inside the bound."""
     s, D, M, share = _ratio(theta, b)
-    rest = 1 - theta
+    (W, H), (d0, d1), rest = b.sizes, b.slopes, 1 - theta
     q, lean = theta * rest, rest - theta
-    up, by_M, by_D = grad_y * b.H / D, grad_log / M, 2 * grad_log / D
-    by_theta = up * s * M / D + 2 * by_M * (b.d1 * theta + s * lean - b.d0 * rest) - by_D * (b.d0 + b.d1 - 2 * s) * lean
+    up, by_M, by_D = grad_y * H / D, grad_log / M, 2 * grad_log / D
+    by_theta = up * s * M / D + 2 * by_M * (d1 * theta + s * lean - d0 * rest) - by_D * torch.sub(d0 + d1, s, alpha=2) * lean
     by_s = up * (theta.square() - share * (1 - 2 * q)) + 2 * (grad_log / s + by_M * q) - by_D * (1 - 2 * q)
-    by_d0 = (up * q * (1 - share) + by_M * rest.square() - by_D * q) * b.raw0.sigmoid()
-    by_d1 = (by_M * theta.square() - by_D * q - up * q * share) * b.raw1.sigmoid()
-    by_left = by_theta / b.W
-    by_W, by_H = -(by_s * s + by_theta * theta) / b.W, grad_y * share + by_s / b.W
-    grad = grad_y.new_zeros(shape)
-    K, k = form.bins, b.k[None]
-    _into_slopes(grad[2 * K :], k, by_d0, by_d1, form)
-    _into_shares(grad[:K], k, tables.widths, tables.upto_x, -by_left, by_W, form)
-    _into_shares(grad[K : 2 * K], k, tables.heights, tables.upto_y, grad_y, by_H, form)
+    by_d0 = up * q * (1 - share) + by_M * rest.square() - by_D * q
+    by_d1 = by_M * theta.square() - by_D * q - up * q * share
+    by_left = by_theta / W
+    by_size = torch.stack((-(by_s * s + by_theta * theta) / W, grad_y * share + by_s / W))
+    grad = grad_y.new_empty(form.parameters, *grad_y.shape)
+    grad[2 * form.bins :] = _to_slopes(torch.stack((by_d0, by_d1)) * b.raw.sigmoid(), b, form)
+    _into_shares(grad[: 2 * form.bins].unflatten(0, (2, -1)), shares, b, torch.stack((-by_left, grad_y)), by_size, form)
     return by_left, grad
 
 
-def _into_slopes(grad: Tensor, k: Tensor, by_d0: Tensor, by_d1: Tensor, form: Form) -> None:
-    i0, i1 = _slopes(k, form)
+def _to_slopes(by_slopes: Tensor, b: _Bin, form: Form) -> Tensor:
+    """The gradient in the free ones, from those at both knots of a bin."""
+    grad = by_slopes.new_zeros(form.bins + 1, *by_slopes.shape[1:]).scatter_(0, b.knots, by_slopes)
     if not form.circular:
-        by_d0, by_d1 = by_d0.masked_fill(k[0] == 0, 0.0), by_d1.masked_fill(k[0] == form.bins - 1, 0.0)
-    grad.scatter_(0, i0, by_d0[None])
-    grad.scatter_add_(0, i1, by_d1[None])
+        return grad[1:-1]
+    grad[0] += grad[-1]
+    return grad[:-1]
 
 
-def _into_shares(grad: Tensor, k: Tensor, share: Tensor, upto: Tensor, by_edge: Tensor, by_size: Tensor, form: Form) -> None:
-    """Through the softmax: an edge moves with every share below it, a size with its own."""
-    scale, _ = _units(form)
-    by_edge, by_size = by_edge * scale, by_size * scale
-    own = share.gather(0, k)[0]
-    mean = by_edge * (upto.gather(0, k)[0] - own) + by_size * own
+def _into_shares(grad: Tensor, shares: Tensor, b: _Bin, by_edge: Tensor, by_size: Tensor, form: Form) -> None:
+    """Through the softmax of both axes: an edge moves with every share below it, a size with its own."""
+    scale, step = _units(form)
+    k, by_size = b.knots[:1], by_size[:, None] * scale
+    which = k.expand(2, 1, -1, -1)
+    before = b.edges[:, 0] + form.bound - k * step  # scale times the shares up to k
+    mean = torch.addcmul((by_edge * before)[:, None], by_size, shares.gather(1, which))
     bins = torch.arange(form.bins, device=k.device).view(-1, 1, 1)
-    torch.mul(bins < k, by_edge, out=grad)
-    grad.scatter_(0, k, by_size[None])
-    grad.sub_(mean).mul_(share)
+    torch.mul(bins < k, by_edge[:, None] * scale, out=grad)
+    grad.scatter_(1, which, by_size).sub_(mean).mul_(shares)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributions import LogNormal, MultivariateNormal, Normal
+from torch.special import ndtr
 from torch.testing import assert_close
 
 import pofx
@@ -18,7 +19,7 @@ from pofx.models.classical.gaussian import GaussianConfig
 from pofx.models.classical.independent import Independent, IndependentConfig
 from pofx.models.composed.completed import Completed
 from pofx.models.composed.mixture import MixtureOfModels
-from pofx.models.composed.prepared import Prepared
+from pofx.models.composed.prepared import STEEP, Prepared
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.models.flows.realnvp import RealNVPConfig
 from pofx.models.registry import families
@@ -319,6 +320,38 @@ def test_gradients_reach_the_noise_and_missing_or_wrong_cells_do_it_no_harm(dequ
     assert torch.equal(model.log_prob(wrong), torch.full((4,), -math.inf))
 
 
+@pytest.mark.parametrize("dequantise", ["scores", "uniform"])
+def test_learned_noise_sees_which_way_p_rises_at_the_middles_of_cells(dequantise):
+    """Against central differences of log p(y) - log q(y | x); nothing is dropped, while learning either."""
+    model, x = noisy(DIE, REAL, GRADE, dequantise=dequantise, dropout=0.5)
+    x = x[:100]
+    for p in model.base.parameters():
+        torch.nn.init.normal_(p, std=0.3, generator=generator(4))
+
+    def log_w(z):
+        u, log_weight = model._inverse(*model.lift.place(x, ndtr(z).expand(len(x), -1)))
+        return model.base.log_prob(u) + log_weight
+
+    steps = 1e-5 * torch.eye(3)[model.noise.lifted]
+    with torch.no_grad():
+        differences = torch.stack([(log_w(step) - log_w(-step)) / 2e-5 for step in steps], -1)
+        slope = model.train()._steering(x, None, None)[:, 3:]
+    assert_close(slope, differences.clamp(-STEEP, STEEP), rtol=1e-5, atol=1e-6)
+    assert (differences.std(0) > 0.1).all()
+    assert all(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize("cell", [math.nan, 7.0])
+def test_a_missing_or_wrong_cell_leaves_the_slopes_of_the_others_finite(cell):
+    model, x = noisy(DIE, REAL, GRADE, dequantise="uniform")
+    x = x[:5].clone()
+    x[0, 0] = cell
+    slope = model._slope(x, None, None)
+    assert slope.isfinite().all()
+    assert slope[0, 0] == 0
+    assert (slope[:, 1] != 0).all()
+
+
 def test_learned_noise_closes_the_bound():
     """A flow that is kept as it is, cells of width 1 and a slope across them: 60 steps win more than half of what uniform noise loses."""
     model, x = noisy(DIE, GRADE, dequantise="uniform", bend=1e-3, tight=True, draws=100)
@@ -358,7 +391,7 @@ def test_conditions_steer_learned_noise():
     model.initialise(x, c)
     for p in model.noise.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=generator(3))
-    shares = [model.noise(model._steering(x[:1], row), generator=generator())[0] for row in (c[:1], c[1:2])]
+    shares = [model.noise(model._steering(x[:1], row, None), generator=generator())[0] for row in (c[:1], c[1:2])]
     assert not torch.equal(*shares)
     codes = torch.arange(1.0, 7)[:, None].repeat(4000, 1)
     with torch.no_grad():

@@ -97,7 +97,8 @@ class Builder:
         """What learns where in its cell a lifted value is put; None where that is not learned, or nothing is lifted."""
         if lift is None or not self.config.lifting.learned:
             return None
-        return Shares(len(seen), lift.lifted, len(seen) + (0 if self.features is None else self.features.width))
+        steering = len(seen) + len(lift.lifted) + (0 if self.features is None else self.features.width)
+        return Shares(len(seen), lift.lifted, steering)
 
 
 def wrap(

@@ -1,6 +1,7 @@
 """Networks and what they are fed with."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from pofx.domain import Domain, Variable, VariableKind
+from pofx.errors import OptionError
 from pofx.nets.features import Features
 from pofx.nets.made import MADE
 from pofx.nets.mlp import MLP
 from pofx.nets.residual import ResidualMLP
+from pofx.nets.waves import Waves
 
 MIXED = Domain(
     (
@@ -168,3 +171,36 @@ def test_a_residual_net_starts_at_zero_and_stands_upright():
 def test_a_net_gives_the_same_on_columns():
     net, v = MLP(3, 2, (8,), zero_last=False), torch.randn(6, 3)
     assert_close(net.upright(v.T).T, net(v))
+
+
+# -- waves -----------------------------------------------------------------------------------------
+
+
+def test_waves_are_octaves_of_the_held_value():
+    v = torch.tensor([[0.5, -9.0], [2.0, 0.0]])
+    angles = [2**k * math.pi / 2 * v.clamp(-2, 2) for k in range(3)]
+    waves = [torch.stack([f(a) / 2 ** (k / 2) for k, a in enumerate(angles)], 1) for f in (torch.sin, torch.cos)]
+    assert_close(Waves(3, 2.0)(v), torch.cat((v[:, None], *waves), 1).flatten(0, 1))
+    assert Waves()(v) is v
+
+
+def test_with_waves_a_net_learns_edges_that_it_does_not_learn_without():
+    v = torch.linspace(-4, 4, 256)[None]
+
+    def left(waves):
+        net = ResidualMLP(1, 1, 32, waves=waves)
+        adam = torch.optim.Adam(net.parameters(), 5e-3, foreach=False)
+        for _ in range(100):
+            adam.zero_grad()
+            loss = (net.upright(v) - (12 * v).sin().sign()).square().mean()
+            loss.backward()
+            adam.step()
+        return loss.item()
+
+    assert left(Waves(6)) < 0.1 < 0.5 < left(None)  # of a variance of 1
+
+
+@pytest.mark.parametrize(("count", "bound"), [(-1, 5.0), (2, 0.0), (2, math.inf), (2, math.nan)])
+def test_impossible_waves_are_refused(count, bound):
+    with pytest.raises(OptionError, match="positive bound"):
+        Waves(count, bound)

@@ -14,10 +14,12 @@ import pofx.transforms
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import OptionError, Unavailable
 from pofx.nets.convolutional import ResidualCNN
+from pofx.nets.residual import ResidualMLP
+from pofx.nets.waves import Waves
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform, Upright
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, InvertibleConvolution
-from pofx.transforms.coupling import AffineCoupling, Couplings
+from pofx.transforms.coupling import Couplings
 from pofx.transforms.dequantise import Cells, NormalScores, on_grid, smoothed
 from pofx.transforms.elementwise import Elementwise, Scale
 from pofx.transforms.linear import LU, Orthogonal, Triangular
@@ -53,9 +55,6 @@ def two_scales(context=0):
 TRANSFORMS = {  # bijections of three variables, or of an image; the name says "context" when there is a condition of width 2
     "elementwise": elementwise,
     "elementwise, blank": lambda: Elementwise.blank(3),
-    "coupling": lambda: AffineCoupling(3),
-    "coupling, swapped": lambda: AffineCoupling(3, swap=True),
-    "coupling, context": lambda: AffineCoupling(3, context=2),
     "permutation": lambda: Permutation([2, 0, 1]),
     "riffle": lambda: Permutation.riffle(3),
     "triangular": lambda: Triangular(3),
@@ -70,6 +69,7 @@ TRANSFORMS = {  # bijections of three variables, or of an image; the name says "
     "shift couplings": lambda: Couplings(3, 3, Shift()),
     "affine couplings, context": lambda: Couplings(3, 3, Affine(), first=[2], context=2),
     "spline couplings": lambda: Couplings(3, 3, RationalQuadratic(4, 3.0)),
+    "spline couplings, waves": lambda: Couplings(3, 2, RationalQuadratic(4), net=partial(ResidualMLP, width=8, waves=Waves(2))),
     "spline coupling, context": lambda: Couplings(3, 1, RationalQuadratic(), context=2),
     "autoregressive": lambda: Autoregressive(3, widths=(16, 16)),
     "autoregressive, context": lambda: Autoregressive(3, widths=(16,), context=2, backwards=True),
@@ -86,7 +86,7 @@ TRANSFORMS = {  # bijections of three variables, or of an image; the name says "
     "two scales": two_scales,
     "two scales, context": lambda: two_scales(context=2),
     "stack": lambda: Stack(Couplings(3, 2, RationalQuadratic()), LU(3), Autoregressive(3)),
-    "compose": lambda: Compose(AffineCoupling(3), Permutation.riffle(3), AffineCoupling(3, swap=True), Triangular(3)),
+    "compose": lambda: Compose(Couplings(3, 1, Affine()), Permutation.riffle(3), Couplings(3, 1, Affine(), first=[2]), Triangular(3)),
 }
 DIE = Variable("die", VariableKind.COUNT, lower=1.0, upper=6.0)
 GRADE = Variable("grade", VariableKind.ORDINAL, levels=("low", "mid", "high"))
@@ -232,7 +232,7 @@ def test_batches_of_any_shape_and_the_callers_tensor_stays(case):
     assert torch.equal(u, before)
 
 
-@pytest.mark.parametrize("T", [AffineCoupling(4), AffineCoupling(4, swap=True), Triangular(4), Elementwise.blank(4)])
+@pytest.mark.parametrize("T", [Triangular(4), Elementwise.blank(4)])
 def test_an_untrained_transform_is_the_identity(T):
     u = torch.randn(6, 4)
     x, log_det = T.double()(u)
@@ -260,18 +260,11 @@ class Synchronisations(torch.utils._python_dispatch.TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def test_a_coupling_needs_something_that_steers():
-    with pytest.raises(OptionError, match="2 variables"):
-        AffineCoupling(1)
-    T = away_from_identity(AffineCoupling(1, swap=True, context=2))
-    u, c = torch.randn(3, 1), torch.randn(3, 2)
-    assert_close(T.inverse(T(u, c)[0], c)[0], u)
-
-
 def test_the_steering_half_passes_unchanged():
     u = torch.randn(6, 5)
-    assert torch.equal(away_from_identity(AffineCoupling(5))(u)[0][:, :2], u[:, :2])
-    assert torch.equal(away_from_identity(AffineCoupling(5, swap=True))(u)[0][:, 2:], u[:, 2:])
+    x = away_from_identity(Couplings(5, 1, Affine(), first=[1, 4]))(u)[0]
+    assert torch.equal(x[:, [1, 4]], u[:, [1, 4]])
+    assert (x != u)[:, [0, 2, 3]].all()
 
 
 @pytest.mark.parametrize("dim", range(2, 40))
@@ -601,6 +594,13 @@ def test_a_spline_that_can_not_be_is_refused(options, sentence):
 def test_a_half_without_variables_is_refused(first):
     with pytest.raises(OptionError, match="both halves"):
         Couplings(3, 2, Affine(), first=first)
+
+
+def test_a_condition_alone_steers_one_variable():
+    T, u, c = away_from_identity(Couplings(1, 2, Affine(), context=2)), torch.randn(3, 1), torch.randn(3, 2)
+    x, log_det = T(u, c)
+    assert_close(T.inverse(x, c)[0], u)
+    assert (log_det != 0).all()
 
 
 def test_actnorm_starts_where_rows_are_standard_and_constants_keep_their_scale():

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
 
+from pofx.nets.waves import Waves
+
 
 class ResidualMLP(nn.Module):
-    """h_0 = W_0 v + b_0, h_k = h_k-1 + B_k(relu(A_k relu(h_k-1) + a_k)) + b_k, out = W h_K + b; the last layer starts at zero.
+    """h_0 = W_0 w(v) + b_0, h_k = h_k-1 + B_k(relu(A_k relu(h_k-1) + a_k)) + b_k, out = W h_K + b; the last layer starts at zero.
 
     Args:
         inputs: width of v.
@@ -14,11 +16,15 @@ class ResidualMLP(nn.Module):
         width: of h.
         blocks: K.
         dropout: share of a block's inner units dropped while training.
+        waves: w; none when not given.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int = 64, blocks: int = 2, dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int = 64, blocks: int = 2, dropout: float = 0.0, waves: Waves | None = None
+    ) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(inputs, width), nn.Linear(width, outputs)
+        self.waves = waves or Waves()
+        self.first, self.last = nn.Linear(inputs * self.waves.width, width), nn.Linear(width, outputs)
         self.blocks: list[tuple[nn.Linear, nn.Linear]] = nn.ModuleList(  # type: ignore[assignment]
             nn.ModuleList((nn.Linear(width, width), nn.Linear(width, width))) for _ in range(blocks)
         )
@@ -32,7 +38,7 @@ class ResidualMLP(nn.Module):
 
     def upright(self, v: Tensor) -> Tensor:
         """The same net on columns: (inputs, N) -> (outputs, N)."""
-        h = _affine(self.first, v)
+        h = _affine(self.first, self.waves(v))
         for inner, outer in self.blocks:
             within = relu(_affine(inner, relu(h)))
             h = h + _affine(outer, dropout(within, self.dropout, self.training))

@@ -16,6 +16,7 @@ from pofx.models.flows.flow import Flow
 from pofx.models.flows.surjected import Surjected
 from pofx.nets.mlp import MLP
 from pofx.nets.residual import ResidualMLP
+from pofx.nets.waves import Waves
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Compose, Inverse, Stack, Transform, Upright
 from pofx.transforms.coupling import Couplings
@@ -146,11 +147,12 @@ class NeuralSplineConfig(PacedConfig):
     width: int = Field(64, ge=1, le=2**14, description="hidden units of a conditioner")
     blocks: int = Field(2, ge=1, le=32, description="residual blocks of a conditioner")
     bins: int = Field(8, ge=2, le=128, description="bins of a spline")
+    waves: int = Field(0, ge=0, le=12, description="sines and cosines of what steers, an octave each: for densities with sharp edges")
     dropout: float = Field(0.1, ge=0, lt=1, description=_DROPPED)
 
     def steps(self, dim: int, context: int) -> list[Transform]:
         """Spline couplings and LU layers."""
-        net = partial(ResidualMLP, width=self.width, blocks=self.blocks, dropout=self.dropout)
+        net = partial(ResidualMLP, width=self.width, blocks=self.blocks, dropout=self.dropout, waves=Waves(self.waves, _BOUND))
         spline = RationalQuadratic(self.bins, _BOUND)
         parts: list[Upright] = []
         for _ in range(self.layers):

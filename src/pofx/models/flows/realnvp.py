@@ -12,19 +12,22 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from pofx.domain import Domain
 from pofx.models.flows.families import WhitenedConfig
 from pofx.models.flows.images import picture, prior, pyramid, scales_of
 from pofx.nets.convolutional import ResidualCNN
+from pofx.nets.mlp import MLP
 from pofx.transforms.base import Transform
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, NetMaker
-from pofx.transforms.coupling import AffineCoupling
+from pofx.transforms.coupling import Couplings
 from pofx.transforms.monotone import Affine
 from pofx.transforms.permutation import Permutation
 from pofx.transforms.spatial import Shape, Spatial
 
 FEW = 8
+_MOST = 2.0  # nats that a coupling may stretch a variable
 _COLOURS, _ROWS = (0, 3), (0, 1)  # of the four channels that a squeeze makes of one
 
 
@@ -81,10 +84,10 @@ class RealNVPConfig(WhitenedConfig):
     def steps(self, dim: int, context: int) -> list[Transform]:
         """Couplings, and riffles between their pairs."""
         parts: list[Transform] = []
-        widths, dropout = (self.width,) * self.depth, self.share_dropped(dim)
+        net = partial(MLP, widths=(self.width,) * self.depth, activation=nn.GELU, dropout=self.share_dropped(dim))
         for pair in range(self.layers // 2):
             parts += [Permutation.riffle(dim)] if pair else []
-            parts += [AffineCoupling(dim, swap=swap, context=context, widths=widths, dropout=dropout) for swap in (False, True)]
+            parts.append(Couplings(dim, 2, Affine(_MOST), first=range(dim // 2), context=context, net=net))
         return parts
 
     def share_dropped(self, dim: int) -> float:

@@ -126,7 +126,7 @@ class MADE(nn.Module):
         *hidden, last = self.layers
         down, to_z = last.pull(to_outputs), list(state.z)
         for j, layer in reversed(list(enumerate(hidden))):
-            to_z[j] = _dimmed(down, state.lit[j])
+            to_z[j] = _dim(down, state.lit[j])
             for above, skip in enumerate(self.form.skips):
                 to_z[j] = to_z[j] + to_z[above] if skip == j else to_z[j]
             down = layer.pull(to_z[j])
@@ -226,7 +226,7 @@ class MADE(nn.Module):
         """From the units that see i variables to what they see."""
         for j, layer in reversed(list(enumerate(hidden))):
             new, skip = self._units(i, j), self.form.skips[j]
-            to_z[j][new] += _dimmed(to_lit[j][new], state.lit[j][new])
+            to_z[j][new] += _dim(to_lit[j][new], state.lit[j][new])
             if skip is not None:
                 to_z[skip][new] += to_z[j][new]
             seen = self.before(i) if j == 0 else slice(self.form.ends[j - 1][i])
@@ -350,9 +350,9 @@ class _Pass(torch.autograd.Function):
         return to_x, to_c, None, *weights
 
 
-def _dimmed(grad: Tensor, lit: Tensor) -> Tensor:
-    """The gradient before a ReLU."""
-    return torch.ops.aten.threshold_backward(grad, lit, 0)
+def _dim(grad: Tensor, lit: Tensor) -> Tensor:
+    """The gradient before a ReLU, in the place of that after it."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, lit, 0, grad_input=grad)
 
 
 def _flat(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.autograd.functional import jacobian
@@ -151,6 +152,7 @@ def test_the_number_of_scales_follows_the_sides(shape, scales):
         (lambda: GlowConfig(scales=4).build(images(28, 28)), "28 x 28 can be halved 2 times"),
         (lambda: GlowConfig().build(images(1, 1)), "pixels of both colours"),
         (lambda: RealNVPConfig(net="conv").build(Domain.real(4)), r"images \(H, W\) or \(C, H, W\), got shape \(4,\)"),
+        (lambda: GlowConfig(shape=(2, 3)).build(Domain.real(4)), r"images of shape \(2, 3\) have 6 numbers, got 4 columns"),
         (lambda: Squeeze((1, 3, 4)), "even sides, got 3 x 4"),
         (lambda: FactorOut((1, 2, 2), ChannelNorm), "halves the channels, got 1"),
         (lambda: ChannelCouplings((1, 2, 2), 2, Affine()), "some on both sides, got 0 and 1"),
@@ -179,6 +181,18 @@ def test_it_opens_to_the_same_p(config, tmp_path):
     q = pofx.open(tmp_path / "p.safetensors")
     assert p.domain.shape == (4, 4)
     assert np.array_equal(np.asarray(q.log_prob(x)), np.asarray(p.log_prob(x)))
+
+
+def test_columns_of_a_table_are_an_image_where_that_is_said(config, tmp_path):
+    """The label stands beside them: p(image | label), opened again and asked for images of a label."""
+    x = np.column_stack([np.random.default_rng(0).normal(size=(60, 16)), np.arange(60) % 2])
+    frame = pd.DataFrame(x, columns=[*(f"p{d}" for d in range(16)), "label"]).astype({"label": int}).astype({"label": str})
+    p = pofx.fit(frame, config(max_epochs=1, shape=(4, 4)), given="label")
+    p.save(tmp_path / "p.safetensors")
+    draws = pofx.open(tmp_path / "p.safetensors").sample(3, given={"label": "1"}, seed=0)
+    assert draws.shape == (3, 16)
+    assert np.array_equal(draws, p.sample(3, given={"label": "1"}, seed=0))
+    assert not np.allclose(p.log_prob(frame), p.log_prob(frame.assign(label=frame.label[::-1].to_numpy())))
 
 
 @pytest.mark.slow

@@ -431,19 +431,23 @@ class FamilyConfig(BaseModel, abc.ABC):
         """These options, with what the user left to the number of rows filled in."""
         return self
 
+    def shape_of(self, domain: Domain) -> tuple[int, ...]:
+        """That of an entry, as the family takes it."""
+        return domain.shape
+
     def build(self, domain: Domain, context: Domain | None = None) -> Model:
         """The untrained model on a prepared domain.
 
         Raises:
             Unavailable: there is a context, but the family learns joint laws only; or x is no image, but the family needs one.
         """
-        if self.images and len(domain.shape) not in (2, 3):
-            who, shape = type(self).__name__.removesuffix("Config"), domain.shape
+        who, shape = type(self).__name__.removesuffix("Config"), self.shape_of(domain)
+        if self.images and len(shape) not in (2, 3):
             raise Unavailable("fit", who, f"it learns images (H, W) or (C, H, W), got shape {shape}", families=("hclt", "vae"))
         if context is not None and not self.conditional:
             raise Unavailable(
                 "p(x | c)",
-                type(self).__name__.removesuffix("Config"),
+                who,
                 "it learns the joint law",
                 instead="fit all columns and ask `conditional`",
             )

@@ -5,6 +5,8 @@ same is done again. What is factored out is first standardised given what goes o
 density of all variables. Images whose sides can not be halved are moved as they are, by couplings over a checkerboard.
 """
 
+import abc
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -13,7 +15,8 @@ from pydantic import Field
 
 from pofx.domain import Domain
 from pofx.errors import OptionError
-from pofx.models.flows.families import Paced
+from pofx.models.base import Widths
+from pofx.models.flows.families import FlowConfig, Paced
 from pofx.nets.convolutional import ResidualCNN
 from pofx.transforms.base import Transform
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, InvertibleConvolution, NetMaker
@@ -22,18 +25,6 @@ from pofx.transforms.spatial import FactorOut, Shape, Spatial, Squeeze, Tower
 
 Steps = Callable[[Shape], Sequence[Spatial]]  # of one scale, on the way to the base
 _LEAST_SIDE = 4  # of an image that is squeezed again
-
-
-def picture(domain: Domain) -> Shape:
-    """(C, H, W) of a domain whose rows are images.
-
-    Raises:
-        OptionError: they are none.
-    """
-    if len(domain.shape) not in (2, 3):
-        raise OptionError(f"nets of convolutions are for images (H, W) or (C, H, W), got shape {domain.shape}")
-    channels, height, width = (1, *domain.shape)[-3:]
-    return channels, height, width
 
 
 def scales_of(shape: Shape, scales: int | None) -> int:
@@ -73,7 +64,34 @@ def prior(shape: Shape, *, context: int, net: NetMaker) -> Spatial:
     return ChannelCouplings(shape, 1, Affine(), first=range(shape[0] // 2, shape[0]), context=context, net=net)
 
 
-class GlowConfig(Paced):
+class Pictured(FlowConfig, abc.ABC):
+    """Flows that can take a row for an image."""
+
+    scales: int | None = Field(
+        None, ge=0, le=16, description="of images: how often the sides are halved; None: down to sides below 4, while they are even"
+    )
+    shape: Widths | None = Field(None, description="of images in the columns of a table: (H, W) or (C, H, W); None: the data's own")
+
+    def shape_of(self, domain: Domain) -> tuple[int, ...]:
+        """As said, or the domain's."""
+        return self.shape or domain.shape
+
+    def picture(self, domain: Domain) -> Shape:
+        """(C, H, W).
+
+        Raises:
+            OptionError: the rows are no images, or of another size.
+        """
+        shape = self.shape_of(domain)
+        if len(shape) not in (2, 3):
+            raise OptionError(f"nets of convolutions are for images (H, W) or (C, H, W), got shape {shape}")
+        if math.prod(shape) != len(domain):
+            raise OptionError(f"images of shape {shape} have {math.prod(shape)} numbers, got {len(domain)} columns")
+        channels, height, width = (1, *shape)[-3:]
+        return channels, height, width
+
+
+class GlowConfig(Paced, Pictured):
     """Options of `glow`."""
 
     images: ClassVar[bool] = True
@@ -86,9 +104,6 @@ class GlowConfig(Paced):
     learning_rate: float = Field(2e-3, gt=0)
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     layers: int = Field(3, ge=1, le=256, description="steps of a scale: a norm of channels, a convolution by 1 x 1, a coupling")
-    scales: int | None = Field(
-        None, ge=0, le=16, description="how often the sides are halved; None: down to sides below 4, while they are even"
-    )
     width: int = Field(32, ge=1, le=2**12, description="channels of a conditioner")
     blocks: int = Field(0, ge=0, le=32, description="residual blocks of a conditioner")
     coupling: Literal["affine", "additive", "spline"] = Field("affine", description="how a coupling moves a pixel")
@@ -97,7 +112,7 @@ class GlowConfig(Paced):
 
     def transform(self, domain: Domain, context: int) -> Transform:
         """Scales of steps."""
-        shape, net = picture(domain), partial(ResidualCNN, width=self.width, blocks=self.blocks, dropout=self.dropout)
+        shape, net = self.picture(domain), partial(ResidualCNN, width=self.width, blocks=self.blocks, dropout=self.dropout)
         steps = partial(self.of_scale, context=context, net=net)
         return pyramid(shape, scales_of(shape, self.scales), steps, partial(prior, context=context, net=net))
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from pofx.domain import Domain
 from pofx.models.flows.families import WhitenedConfig
-from pofx.models.flows.images import picture, prior, pyramid, scales_of
+from pofx.models.flows.images import Pictured, prior, pyramid, scales_of
 from pofx.nets.convolutional import ResidualCNN
 from pofx.nets.mlp import MLP
 from pofx.transforms.base import Transform
@@ -31,7 +31,7 @@ _MOST = 2.0  # nats that a coupling may stretch a variable
 _COLOURS, _ROWS = (0, 3), (0, 1)  # of the four channels that a squeeze makes of one
 
 
-class RealNVPConfig(WhitenedConfig):
+class RealNVPConfig(WhitenedConfig, Pictured):
     """Options of `realnvp`."""
 
     cites: ClassVar[tuple[str, ...]] = (
@@ -52,9 +52,6 @@ class RealNVPConfig(WhitenedConfig):
     width: int = Field(64, ge=1, le=2**14, description="hidden units of each of a net's layers")
     depth: int = Field(2, ge=1, le=32, description="hidden layers of a coupling's net; half as many residual blocks of one of convolutions")
     net: Literal["mlp", "conv"] = Field("mlp", description="what steers: a net of all variables, or, of images, one of convolutions")
-    scales: int | None = Field(
-        None, ge=0, le=16, description="of images: how often the sides are halved; None: down to sides below 4, while they are even"
-    )
     dropout: float | None = Field(
         None, ge=0, lt=1, description=f"share of hidden units dropped while training; None: 0.2 above {FEW} variables, 0 below"
     )
@@ -63,7 +60,7 @@ class RealNVPConfig(WhitenedConfig):
         """Couplings of variables, or of pixels at several scales."""
         if self.net == "mlp":
             return super().transform(domain, context)
-        shape, blocks = picture(domain), -(-self.depth // 2)
+        shape, blocks = self.picture(domain), -(-self.depth // 2)
         net = partial(ResidualCNN, width=self.width, blocks=blocks, dropout=self.share_dropped(len(domain)))
         steps = partial(self.of_scale, context=context, net=net)
         return pyramid(shape, scales_of(shape, self.scales), steps, partial(prior, context=context, net=net))

@@ -175,6 +175,8 @@ def test_a_layer_in_single_precision_far_out_and_empty(law, plainly):
             assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
             assert not any(t.isnan().any() for t in ours)
             assert way(v[:, :0], c)[0].shape == (4, 0)
+    T.to_base(v[:, :0], c)[0].sum().backward()
+    assert not T.net.theta.grad.any()
 
 
 @here

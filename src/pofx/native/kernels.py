@@ -183,7 +183,7 @@ def pull_unrolled(
     to_x, to_context = torch.empty_like(x), None if context is None else torch.empty_like(context)
     given = _form(net), theta, law, n, n + _APART, x, kept[0], kept[2], grad, grad_log
     _run("pull_unrolled", x, pieces, *given, to_x, to_context, own=to_theta)
-    return to_x, to_context, to_theta.sum(0) if len(pieces) > 1 else to_theta.view(len(theta))
+    return to_x, to_context, to_theta[0] if len(pieces) == 1 else to_theta.sum(0)
 
 
 Piece = tuple[int, int]

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from pofx.errors import OptionError
-from pofx.transforms.base import Transform, Variables
-from pofx.types import Context, Nats, X
+from pofx.transforms.base import Upright, Variables
 
 
-class Permutation(Transform):
+class Permutation(Upright):
     """x_d = u_(order[d]); |det J| = 1.
 
     Args:
@@ -44,10 +43,10 @@ class Permutation(Transform):
         """The order that some variables have among themselves."""
         return Permutation(self.order[list(keep)].argsort().argsort().tolist())
 
-    def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
-        """Base to data."""
-        return u.index_select(-1, self.order), u.new_zeros(u.shape[:-1])
+    def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x_d = u_(order[d])."""
+        return u.index_select(0, self.order), u.new_zeros(u.shape[1])
 
-    def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
-        """Data to base."""
-        return x.index_select(-1, self.back), x.new_zeros(x.shape[:-1])
+    def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Each back to where it was."""
+        return x.index_select(0, self.back), x.new_zeros(x.shape[1])

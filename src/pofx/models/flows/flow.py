@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -75,8 +76,7 @@ class Flow(Model):
         return torch.where((x == finite).all(-1), value + log_det, -math.inf), error
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
-        like = next(self.parameters())
-        return self.transform(self.base._sample(n, self._of_base(c), generator).to(like), c)[0]
+        return self.transform(self.base._sample(n, self._of_base(c), generator).to(self.like), c)[0]
 
     def _of_base(self, c: Context | None) -> Context | None:
         return None if self.base.context is None else c
@@ -104,8 +104,12 @@ class Flow(Model):
         return self.transform.inverse(x, c)[0]
 
     def _decode(self, z: Latent, c: Context | None) -> X:
-        like = next(self.parameters())
-        return self.transform(z.to(like), c)[0]
+        return self.transform(z.to(self.like), c)[0]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its dtype, on its device."""
+        return next(chain(self.parameters(), self.buffers()))
 
 
 class Given(Model):
@@ -130,7 +134,7 @@ class Given(Model):
         super().__init__(flow.domain.select(free))
         self.flow, self.seen, self.free = flow, seen, free
         self.density, self.sampling = flow.density, flow.sampling
-        known, first = evidence.to(next(flow.parameters()))[seen], flow.marginal(seen)
+        known, first = evidence.to(flow.like)[seen], flow.marginal(seen)
         self.register_buffer("log_p", first.log_prob(known).detach())
         if self.log_p == -math.inf:
             raise Unavailable("conditional", flow.noun, "the evidence lies where p is 0")

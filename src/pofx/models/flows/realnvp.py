@@ -19,7 +19,7 @@ from pofx.models.flows.families import WhitenedConfig
 from pofx.models.flows.images import Pictured, prior, pyramid, scales_of
 from pofx.nets.convolutional import ResidualCNN
 from pofx.nets.mlp import MLP
-from pofx.transforms.base import Transform
+from pofx.transforms.base import Stack, Transform, Upright
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, NetMaker
 from pofx.transforms.coupling import Couplings
 from pofx.transforms.monotone import Affine
@@ -80,12 +80,12 @@ class RealNVPConfig(WhitenedConfig, Pictured):
 
     def steps(self, dim: int, context: int) -> list[Transform]:
         """Couplings, and riffles between their pairs."""
-        parts: list[Transform] = []
+        parts: list[Upright] = []
         net = partial(MLP, widths=(self.width,) * self.depth, activation=nn.GELU, dropout=self.share_dropped(dim))
         for pair in range(self.layers // 2):
             parts += [Permutation.riffle(dim)] if pair else []
             parts.append(Couplings(dim, 2, Affine(_MOST), first=range(dim // 2), context=context, net=net))
-        return parts
+        return [Stack(*parts)]
 
     def share_dropped(self, dim: int) -> float:
         """The dropout of a flow over D variables: with few of them a net underfits long before it overfits."""

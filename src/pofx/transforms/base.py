@@ -10,7 +10,7 @@ Source: Nielsen, Jaini, Hoogeboom, Winther and Welling, "SurVAE Flows", NeurIPS 
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,6 @@ class Transform(nn.Module, abc.ABC):
         raise Unavailable("map of some variables alone", type(self).__name__, "the others steer them")
 
 
-Part = TypeVar("Part", bound=Transform)
 Pass = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -108,7 +107,7 @@ class Surjection(nn.Module, abc.ABC):
         """Data to base: y ~ q(y | x) and -log q(y | x)."""
 
 
-class Compose(Transform):
+class Composition(Transform, abc.ABC):
     """T = T_K o ... o T_1, in the order given; the log-determinants add up.
 
     Args:
@@ -117,92 +116,60 @@ class Compose(Transform):
 
     def __init__(self, *parts: Transform) -> None:
         super().__init__()
-        self.parts: Sequence[Transform] = nn.ModuleList(parts)  # type: ignore[assignment]
+        self.parts: Sequence[Any] = nn.ModuleList(parts)  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def start(self, x: X, c: Context | None = None) -> None:
+        """Every part, from what the parts after it make of the rows."""
+        for part in reversed(self.parts):
+            part.start(x, c)
+            x = part.inverse(x, c)[0]
+
+    def behind(self, keep: Variables) -> Variables | None:
+        """What the first part needs for what the second needs for ..."""
+        needed: Variables | None = keep
+        for part in reversed(self.parts):
+            needed = None if needed is None else part.behind(needed)
+        return needed
+
+    def select(self, keep: Sequence[int]) -> "Composition":
+        """Of every part what the parts after it need."""
+        found: list[Transform] = []
+        for part in reversed(self.parts):
+            found.insert(0, part.select(keep))
+            keep = part.behind(keep) or ()
+        return type(self)(*found)
+
+
+class Compose(Composition):
+    """A composition of any parts."""
 
     def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
         """Base to data: T_1 first."""
-        log_det = u.new_zeros(u.shape[:-1])
-        for part in self.parts:
-            u, own = part(u, c)
-            log_det = log_det + own
-        return u, log_det
-
-    @torch.no_grad()
-    def start(self, x: X, c: Context | None = None) -> None:
-        """Every part, from what the parts after it make of the rows."""
-        for part in reversed(self.parts):
-            part.start(x, c)
-            x = part.inverse(x, c)[0]
-
-    def behind(self, keep: Variables) -> Variables | None:
-        """What the first part needs for what the second needs for ..."""
-        return _behind(reversed(self.parts), keep)
-
-    def select(self, keep: Sequence[int]) -> "Compose":
-        """Of every part what the parts after it need."""
-        return Compose(*_selected(reversed(self.parts), keep))
+        return _through(self.parts, u, c)
 
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: T_K undone first."""
-        log_det = x.new_zeros(x.shape[:-1])
-        for part in reversed(self.parts):
-            x, own = part.inverse(x, c)
-            log_det = log_det + own
-        return x, log_det
+        return _through((part.inverse for part in reversed(self.parts)), x, c)
 
 
-class Stack(Upright):
-    """T = T_K o ... o T_1 of upright parts, in the order given.
-
-    Args:
-        *parts: T_1, ..., T_K.
-    """
+class Stack(Composition, Upright):
+    """A composition of upright parts, whose tensors are turned once."""
 
     def __init__(self, *parts: Upright) -> None:
-        super().__init__()
-        self.parts: Sequence[Upright] = nn.ModuleList(parts)  # type: ignore[assignment]
-
-    @torch.no_grad()
-    def start(self, x: X, c: Context | None = None) -> None:
-        """Every part, from what the parts after it make of the rows."""
-        for part in reversed(self.parts):
-            part.start(x, c)
-            x = part.inverse(x, c)[0]
-
-    def behind(self, keep: Variables) -> Variables | None:
-        """What the first part needs for what the second needs for ..."""
-        return _behind(reversed(self.parts), keep)
-
-    def select(self, keep: Sequence[int]) -> "Stack":
-        """Of every part what the parts after it need."""
-        return Stack(*_selected(reversed(self.parts), keep))
+        super().__init__(*parts)
 
     def to_data(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """T_1 first."""
-        return _through((part.to_data for part in self.parts), u, c)
+        return _through((part.to_data for part in self.parts), u, c, upright=True)
 
     def to_base(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """T_K undone first."""
-        return _through((part.to_base for part in reversed(self.parts)), x, c)
+        return _through((part.to_base for part in reversed(self.parts)), x, c, upright=True)
 
 
-def _behind(backwards: Iterable[Transform], keep: Variables) -> Variables | None:
-    needed: Variables | None = keep
-    for part in backwards:
-        needed = None if needed is None else part.behind(needed)
-    return needed
-
-
-def _selected(backwards: Iterable[Part], keep: Sequence[int]) -> list[Part]:
-    found: list[Part] = []
-    for part in backwards:
-        found.insert(0, cast("Part", part.select(keep)))
-        keep = part.behind(keep) or ()
-    return found
-
-
-def _through(passes: Iterable[Pass], v: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-    log_det = v.new_zeros(v.shape[1])
+def _through(passes: Iterable[Pass], v: Tensor, c: Tensor | None, *, upright: bool = False) -> tuple[Tensor, Tensor]:
+    log_det = v.new_zeros(v.shape[1:] if upright else v.shape[:-1])
     for one in passes:
         v, own = one(v, c)
         log_det = log_det + own

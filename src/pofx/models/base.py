@@ -56,12 +56,14 @@ class Lifting:
         learned: whether the place in its cell that a value is given is learned with the family; else it is uniform.
         draws: of that place, a row and log_prob.
         tight: whether log_prob is the log of the draws' mean weight, not the mean of their logs.
+        refine: steps of ascent that fit the learned place to each row before its log_prob.
     """
 
     codes: str = "scores"
     learned: bool = False
     draws: int = 8
     tight: bool = False
+    refine: int = 0
 
 
 class Model(nn.Module, abc.ABC):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,14 +22,16 @@ from pofx.objectives.bounds import bound_and_error
 from pofx.transforms.coupling import FAR
 from pofx.transforms.dequantise import Lift, on_grid, uniform_shares
 from pofx.transforms.elementwise import Elementwise
-from pofx.transforms.noise import Shares
+from pofx.transforms.noise import Own, Shares, refined
 from pofx.transforms.plan import image
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
+Place = Callable[[], tuple[Tensor, Tensor | float]]  # gives the shares of a draw, and -log q
 UNIFORM = Lifting()
 CANDIDATES = 128  # draws of lift and missing cells that an imputed row is the weighted mean of
 ROWS = 4096  # of the base, of one pass
 CELL_POINTS = 32  # points at which an integral over the cell of lifted evidence is taken
+_DRAWS = 4  # of a step that fits noise to a row
 STEEP = 20.0  # nats a deviation; a slope beyond it says no more than which way is up
 THROUGH = {  # question: what is left of an exact answer behind a lift, and behind a bijection that is not affine
     "conditional": (Kind.ESTIMATE, Kind.EXACT),
@@ -99,11 +102,12 @@ class Prepared(Model):
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         if self.lift is None:
             return self._bound(x, c, generator)
-        return bound_and_error(lambda: self._bound(x, c, generator), self.lifting.draws, tight=self.lifting.tight)
+        place = self._placing(x, c, generator, self.lifting.refine)
+        return bound_and_error(lambda: self._bound(x, c, generator, place), self.lifting.draws, tight=self.lifting.tight)
 
-    def _bound(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+    def _bound(self, x: Tensor, c: Tensor | None, generator: Generator, place: Place | None = None) -> tuple[Tensor, Tensor]:
         """log p_u(u | c) - log q(u | x) at one u, and the base's own error; -inf outside the support."""
-        u, log_weight = self._to_base(x, c, generator)
+        u, log_weight = self._to_base(x, c, generator, place)
         outside = u.isinf()
         value, error = self.base.log_prob_and_error(torch.where(outside, 0.0, u), self._features(c), generator=generator)
         value = torch.where(outside.any(-1), -math.inf, value.double() + log_weight)
@@ -119,19 +123,26 @@ class Prepared(Model):
 
     # -- the way to the base and back --------------------------------------------------------------
 
-    def _to_base(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor]:
+    def _to_base(self, x: Tensor, c: Tensor | None, generator: Generator, place: Place | None = None) -> tuple[Tensor, Tensor]:
         """u ~ q(u | x) and -log q(u | x), the bijection's slope included."""
         if self.lift is None:
             return self._inverse(x.double(), 0.0)
-        share, log_weight = self._shares(x, c, generator)
+        share, log_weight = (place or self._placing(x, c, generator))()
         y, own = self.lift.place(x, share)
         return self._inverse(y, own + log_weight)
 
-    def _shares(self, x: Tensor, c: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | float]:
-        """Where in its cell each value is put, and -log q of that."""
+    def _placing(self, x: Tensor, c: Tensor | None, generator: Generator, refine: int = 0) -> Place:
+        """Says where in its cell each value is put, and -log q of that, drawn anew each time; fitted to the rows in so many steps."""
         if self.noise is None:
-            return uniform_shares(x, generator), 0.0
-        return self.noise(self._steering(x, c, generator), generator=generator)
+            return lambda: (uniform_shares(x, generator), 0.0)
+        noise = partial(self.noise, self._steering(x, c, generator), generator=generator)
+        if not refine:
+            return noise
+
+        def bound(own: Own) -> Tensor:
+            return torch.stack([self._bound(x, c, generator, partial(noise, own))[0] for _ in range(_DRAWS)]).mean(0)
+
+        return partial(noise, refined(bound, len(x), self.noise.noise.dim, refine, x.device))
 
     def _steering(self, x: Tensor, c: Tensor | None, generator: Generator) -> Tensor:
         """What learned noise sees of a row: the middles of its cells, as the base sees them, which way p rises there, and its condition."""

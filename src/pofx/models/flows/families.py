@@ -45,11 +45,12 @@ class FlowConfig(GradientConfig, abc.ABC):
     augment: int = Field(0, ge=0, le=4096, description="noise variables beside those of x: log_prob is then a bound")
     draws: int = Field(8, ge=2, le=4096, description="of the noise, a row and log_prob")
     tight: bool = Field(False, description="log_prob is the log of the draws' mean weight, not the mean of their logs: a tighter bound")
+    refine: int = Field(0, ge=0, le=10_000, description="steps of ascent that fit the learned noise to each row before its log_prob")
 
     @property
     def lifting(self) -> Lifting:
         """As the options say."""
-        return Lifting(self.dequantise, self.noise == "variational", self.draws, self.tight)
+        return Lifting(self.dequantise, self.noise == "variational", self.draws, self.tight, self.refine)
 
     def _build(self, domain: Domain, context: Domain | None) -> Model:
         """The untrained flow; with noise variables beside those of x, behind the surjection that leaves them away."""

@@ -1,12 +1,12 @@
-"""What a latent-variable model learns by: which table of log-terms is drawn, what is climbed on it, and the bound that is told.
+"""What a latent-variable model learns by: which table of log-terms is drawn, what is climbed on it, and what held-out rows are judged by.
 
-               climbed                                                          told
+               climbed                                                          judged by
     elbo       E log p(x | z) - beta max(KL, free)                              the same with beta 1 and nothing free
     iwae       log mean w                                                       the same
     infovae    E log p(x | z) - beta max(KL, free) - weight MMD^2(q(z), p(z))   the ELBO
-    autoencoder    log p(x | z = E_q[z])                                        the ELBO
+    autoencoder    log p(x | z = E_q[z])                                        the same
 
-What is told lies below log p(x) on average whatever was climbed: held-out rows are judged by it.
+Who claims a density is judged by a true bound on log p(x), whatever was climbed. An autoencoder claims none while it learns.
 """
 
 import abc
@@ -25,19 +25,24 @@ Draw = Callable[..., LogTerms]
 
 
 class Learning(abc.ABC):
-    """A function of the table to climb, and another to tell."""
+    """A function of the table to climb, and another to judge by."""
 
     @property
     def table(self) -> Draw:
-        """What draws the table that is climbed on; a bound is told on `log_terms`."""
+        """What draws the table that is climbed on."""
+        return log_terms
+
+    @property
+    def judges_table(self) -> Draw:
+        """What draws the table that is judged on."""
         return log_terms
 
     @abc.abstractmethod
     def climbed(self, terms: LogTerms, done: Tensor) -> Nats:
         """What learning climbs when the share `done` () of the run is over, (N,)."""
 
-    def bound(self, terms: LogTerms) -> Nats:
-        """A lower bound on log p(x), (N,)."""
+    def judged(self, terms: LogTerms) -> Nats:
+        """What held-out rows are judged by, the higher the better: a lower bound on log p(x), (N,)."""
         return elbo(terms)
 
 
@@ -83,7 +88,7 @@ class Iwae(Learning):
         """The bound itself."""
         return iwae(log_weights(terms))
 
-    def bound(self, terms: LogTerms) -> Nats:
+    def judged(self, terms: LogTerms) -> Nats:
         """It again."""
         return iwae(log_weights(terms))
 
@@ -119,7 +124,8 @@ class InfoVAE(Learning):
 class Autoencoder(Learning):
     """log p(x | z = E_q[z]): nothing holds the codes to the prior, and nothing teaches q how wide it is.
 
-    p(x) is the mixture over the prior still, and q a law that weights can correct, so log_prob stays a bound: valid, and loose.
+    p(x) is the mixture over the prior still, and q a law that weights can correct, so log_prob stays a bound: valid, and loose. It falls
+    while the codes leave the prior, so weights kept by it would be those of an autoencoder that has hardly begun.
     """
 
     @property
@@ -127,6 +133,15 @@ class Autoencoder(Learning):
         """At the mean of q."""
         return mean_terms
 
+    @property
+    def judges_table(self) -> Draw:
+        """The same."""
+        return mean_terms
+
     def climbed(self, terms: LogTerms, done: Tensor) -> Nats:
         """The likelihood at the mean."""
+        return terms.log_likelihood[0]
+
+    def judged(self, terms: LogTerms) -> Nats:
+        """It again."""
         return terms.log_likelihood[0]

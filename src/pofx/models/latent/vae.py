@@ -14,7 +14,7 @@ from pofx.errors import OptionError
 from pofx.models.base import GradientConfig, Model, Scheduled, Takes, Widths, labelled
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative
-from pofx.models.latent.inference import GaussianEncoder, Inference, log_terms, proposed_terms
+from pofx.models.latent.inference import GaussianEncoder, Inference, proposed_terms
 from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import StandardNormal
@@ -89,16 +89,14 @@ class VAE(Model, Scheduled):
         self._done = torch.tensor(done)
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
-        """In training what the objective descends; else minus its bound, which lies above -log p(x) on average.
-
-        So held-out rows are judged by the bound, whatever surrogate is learned by.
-        """
+        """In training what the objective descends; else what it judges by, for held-out rows: minus a true bound, but of an autoencoder."""
         x, c = self._inputs(x, c)
         if self.training:
             draw, inside = self.objective.table, self._inside
             terms = draw(self.generative, self.inference, x, c, self.loss_draws, generator=generator, inside=inside)
             return -self.objective.climbed(terms, self._done)
-        return -self.objective.bound(log_terms(self.generative, self.inference, x, c, self.loss_draws, generator=generator))
+        terms = self.objective.judges_table(self.generative, self.inference, x, c, self.loss_draws, generator=generator)
+        return -self.objective.judged(terms)
 
     # -- density -----------------------------------------------------------------------------------
 
@@ -239,7 +237,7 @@ class VAEConfig(GradientConfig):
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
-        "elbo", description="what is learned by; held-out rows are judged by a bound on log p whatever it is"
+        "elbo", description="what is learned by; held-out rows are judged by a true bound, those of an autoencoder by their reconstruction"
     )
     loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
     beta: float = Field(1.0, ge=0, le=1e6, description="weight of KL(q || prior) in elbo and infovae")
@@ -258,8 +256,7 @@ class VAEConfig(GradientConfig):
     @property
     def surrogate(self) -> bool:
         """Whether learning descends something else than minus the bound."""
-        tempered = (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
-        return tempered or self.objective in {"infovae", "autoencoder"}
+        return self.objective == "infovae" or (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
 
     @property
     def settles(self) -> float:

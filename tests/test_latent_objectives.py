@@ -360,6 +360,12 @@ def test_patience_counts_from_the_end_of_the_warm_up():
     assert ends[1] < 24
 
 
+def test_a_gradient_that_would_be_compiled_wrong_is_not_compiled():
+    config = EVERY["dreg"]
+    with pytest.raises(OptionError, match="torch.compile gets wrong"):
+        run(config.build(Domain.real(D)), rows(), config=config, compile=True)
+
+
 def test_the_length_of_the_run_is_part_of_a_warmed_ones_identity():
     assert VAEConfig(beta_warmup=0.2).scheduled
     assert not VAEConfig().scheduled

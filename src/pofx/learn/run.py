@@ -88,6 +88,8 @@ def run(
     """
     _check_rows(x, c, holdout, holdout_c)
     _check_options(budget, precision)
+    if compile and isinstance(config, GradientConfig) and not config.compiles:
+        raise OptionError(f"{name_of(config)} with these options learns by a gradient that torch.compile gets wrong: leave compile out")
     check_weighable(config, weights)
     for w, rows in ((weights, x), (holdout_weights, holdout)):
         check_weights(w, 0 if rows is None else len(rows))

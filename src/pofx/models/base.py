@@ -490,6 +490,11 @@ class GradientConfig(FamilyConfig, abc.ABC):
         """Whether training rows are learned by something else than what held-out rows are judged by, a true bound."""
         return False
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` may make the loss: it gets slopes wrong where a gradient is changed on its way back."""
+        return True
+
     def rivals(self) -> "tuple[GradientConfig, ...]":
         """Ways to learn, the usual one first; each has a run, and held-out rows decide which is kept."""
         return (self,)

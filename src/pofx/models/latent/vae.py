@@ -259,6 +259,11 @@ class VAEConfig(GradientConfig):
         return self.objective == "infovae" or (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
 
     @property
+    def compiles(self) -> bool:
+        """Not with the doubly reparameterised gradient, whose slopes are weighed on their way back."""
+        return self.gradient != "dreg"
+
+    @property
     def settles(self) -> float:
         """The end of the warm-up."""
         return self.beta_warmup

@@ -362,7 +362,7 @@ def test_patience_counts_from_the_end_of_the_warm_up():
 
 def test_a_gradient_that_would_be_compiled_wrong_is_not_compiled():
     config = EVERY["dreg"]
-    with pytest.raises(OptionError, match="torch.compile gets wrong"):
+    with pytest.raises(OptionError, match="gets wrong: leave compile out"):
         run(config.build(Domain.real(D)), rows(), config=config, compile=True)
 
 

@@ -101,7 +101,7 @@ class Double:
 
     @property
     def record(self):
-        return SimpleNamespace(history=self.history, kept=1, stopped="its closed form is reached")
+        return SimpleNamespace(history=self.history, kept=1, stopped="its closed form is reached", surrogate=False)
 
     def log_prob(self, rows):
         x = encode(rows, self.domain).numpy()
@@ -437,7 +437,7 @@ def test_remarks_say_who_repeats_training_rows_and_who_was_still_learning():
 
         @property
         def record(self):
-            return SimpleNamespace(history=self.history, kept=1, stopped="its budget of 5 s is spent")
+            return SimpleNamespace(history=self.history, kept=1, stopped="its budget of 5 s is spent", surrogate=False)
 
     def fit(rows, family, *, schema, **arguments):
         p = Parrot(schema) if family == "kde" else Double(schema)

@@ -24,6 +24,7 @@ class Learning:
         stopped: why learning stopped, a clause.
         history: losses in nats a row (the family's own objective), one dict a look.
         kept: the step whose weights were kept.
+        surrogate: whether training rows were learned by something else than minus the true bound, which held-out rows were judged by.
     """
 
     seconds: float
@@ -32,6 +33,7 @@ class Learning:
     stopped: str
     history: list[dict[str, Any]]
     kept: int
+    surrogate: bool = False
 
 
 @dataclass(frozen=True)

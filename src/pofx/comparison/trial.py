@@ -111,7 +111,7 @@ def _learn(task: Task, plan: Plan, fit: Fit) -> tuple[Any, Learning]:
         p.save(plan.folder / f"{plan.family.replace(':', '-')}.safetensors")  # no file system minds a dash
     record, numbers = p.record, sum(t.numel() for t in p.model.state_dict().values() if t.is_floating_point())
     history = [dict(look) for look in record.history]
-    return p, Learning(seconds, memory.megabytes, numbers, record.stopped, history, record.kept)
+    return p, Learning(seconds, memory.megabytes, numbers, record.stopped, history, record.kept, record.surrogate)
 
 
 def _likelihood(p: Any, task: Task) -> tuple[Likelihood | None, str]:  # noqa: ANN401

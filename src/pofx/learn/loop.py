@@ -90,7 +90,8 @@ class _Descent:
     def _finished(self) -> str | None:
         if self.at.epoch >= self.config.max_epochs:
             return f"all {self.config.max_epochs} epochs are done"
-        if self.holdout is not None and self.at.epoch - self.at.kept_epoch >= self.config.patience:
+        since = max(self.at.kept_epoch, self.config.settles * self.config.max_epochs)
+        if self.holdout is not None and self.at.epoch - since >= self.config.patience:
             return f"no better held-out loss for {self.config.patience} epochs"
         return None
 
@@ -153,8 +154,9 @@ class _Descent:
         return stop
 
     def _news(self) -> str:
-        loss = f"  loss {self.recent:.4g}" if math.isfinite(self.recent) else ""
-        held = f"  best held-out {self.at.kept_loss:.4g}" if math.isfinite(self.at.kept_loss) else ""
+        loss = f"  {'surrogate' if self.config.surrogate else 'loss'} {self.recent:.4g}" if math.isfinite(self.recent) else ""
+        judge = "held-out bound" if self.config.surrogate else "held-out"
+        held = f"  best {judge} {self.at.kept_loss:.4g}" if math.isfinite(self.at.kept_loss) else ""
         return f"epoch {self.at.epoch + 1}{loss}{held}"
 
     def _collect_losses(self) -> None:

@@ -11,7 +11,10 @@ from pofx.errors import FileError
 
 
 class Row(TypedDict):
-    """One look at the run: both losses in nats per row (the family's own objective; lower is better)."""
+    """One look at the run: both losses in nats per row (the family's own objective; lower is better).
+
+    Where learning is by a surrogate, `train` is that, and `holdout` minus the true bound.
+    """
 
     step: int
     epoch: int
@@ -53,6 +56,7 @@ class Record:
         seed: of all that was random.
         device: where it was learned.
         versions: of python, torch and pofx.
+        surrogate: whether training rows were learned by something else than minus the true bound, which held-out rows were judged by.
     """
 
     family: str
@@ -64,6 +68,7 @@ class Record:
     seed: int
     device: str
     versions: dict[str, str] = field(default_factory=versions)
+    surrogate: bool = False
 
     def summary(self) -> str:
         """One sentence: what was learned, why learning stopped, and which weights were kept."""
@@ -73,13 +78,12 @@ class Record:
         row = next((r for r in self.history if r["step"] == self.kept), None)
         if row is None:
             return f"the weights of step {self.kept} are kept"
-        loss, rows = (row["train"], "training") if row["holdout"] is None else (row["holdout"], "held-out")
+        train, held = ("training surrogate", "held-out bound, negated,") if self.surrogate else ("training loss", "held-out loss")
+        loss, what = (row["train"], train) if row["holdout"] is None else (row["holdout"], held)
         watched = len(self.history) > 1 and all(r["holdout"] is not None for r in self.history)
         improving = watched and row is self.history[-1]
         verdict = ": it was still improving" if improving else ""
-        return (
-            f"the weights of step {self.kept} (epoch {row['epoch']} of {self.epochs}) are kept, {rows} loss {loss:.4g} nats a row{verdict}"
-        )
+        return f"the weights of step {self.kept} (epoch {row['epoch']} of {self.epochs}) are kept, {what} {loss:.4g} nats a row{verdict}"
 
     @property
     def epochs(self) -> int:
@@ -106,6 +110,7 @@ class Record:
 def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name: str(data[name]) for name in ("family", "stopped", "device")}
     numbers = {"kept": int(data["kept"]), "seconds": float(data["seconds"]), "seed": int(data["seed"])}
+    numbers["surrogate"] = bool(data.get("surrogate", False))
     return texts | numbers | {"options": dict(data["options"]), "versions": {k: str(v) for k, v in data["versions"].items()}}
 
 

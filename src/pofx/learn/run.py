@@ -24,10 +24,12 @@ from pofx.learn.record import Outcome, Record
 from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
-from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model
+from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model, Scheduled
 from pofx.models.registry import families, name_of
 from pofx.objectives import Likelihood
+from pofx.types import Generator, Nats
 
+Loss = Callable[..., Nats]
 PRECISIONS = ("full", "bf16")
 
 
@@ -86,6 +88,8 @@ def run(
     """
     _check_rows(x, c, holdout, holdout_c)
     _check_options(budget, precision)
+    if compile and isinstance(config, GradientConfig) and not config.compiles:
+        raise OptionError(f"{name_of(config)} with these options learns by a gradient that torch.compile gets wrong: leave compile out")
     check_weighable(config, weights)
     for w, rows in ((weights, x), (holdout_weights, holdout)):
         check_weights(w, 0 if rows is None else len(rows))
@@ -107,7 +111,8 @@ def run(
                 ways = _gradient(config.for_rows(len(train))).rivals()
                 run_aside = partial(learner.aside, watch.part(SHARE))
                 config, outcome = race(model, ways if held else ways[:1], partial(learner.descend, watch), run_aside)
-    return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where))
+    surrogate = isinstance(config, GradientConfig) and config.surrogate
+    return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where), surrogate=surrogate)
 
 
 @dataclass(frozen=True)
@@ -123,13 +128,25 @@ class _Learner:
     def descend(self, watch: Watch, model: Model, config: GradientConfig) -> Outcome:
         seen = self.train.alike(Streams(self.seed, 0, self.train.x.device).noise)
         model.initialise(seen.x, seen.c)
-        objective = Likelihood(model, torch.compile(model.loss) if self.compiled else model.loss)
+        objective = Likelihood(model, _told(model, torch.compile(model.loss) if self.compiled else model.loss, watch))
         return descend(objective, self.train, self.held, config, self.seed, watch, self.autocast)
 
     def aside(self, watch: Callable[[], Watch], model: Model, config: GradientConfig) -> Outcome:
         """A run that takes nothing from the randomness of the one after it."""
         with isolated(seed_of(self.seed, Stream.TORCH), self.train.x.device):
             return self.descend(watch(), model, config)
+
+
+def _told(model: Model, loss: Loss, watch: Watch) -> Loss:
+    """The loss, before which every part that depends on it hears how much of the run is over."""
+    parts = [part for part in model.modules() if isinstance(part, Scheduled)]
+
+    def told(x: Tensor, c: Tensor | None, *, generator: Generator) -> Nats:
+        for part in parts:
+            part.passed(watch.done)
+        return loss(x, c, generator=generator)
+
+    return told if parts else loss
 
 
 def _check_rows(x: Tensor, c: Tensor | None, holdout: Tensor | None, holdout_c: Tensor | None) -> None:
@@ -181,7 +198,7 @@ def _lowered(precision: str, device: torch.device) -> AbstractContextManager[Non
 
 
 def _identity(config: FamilyConfig, seed: int, precision: str, ranks: int, train: Rows, held: Rows | None) -> dict[str, Any]:
-    """What two stretches of one run have in common. How long to go on is no part of it, unless the learning rates follow from it."""
+    """What two stretches of one run have in common. How long to go on is no part of it, unless the steps follow from it."""
     scheduled = isinstance(config, GradientConfig) and config.scheduled
     length = {"patience"} if scheduled else {"patience", "max_epochs"}
     tensors = [t for rows in (train, held) for t in ((None, None) if rows is None else (rows.x, rows.c))]

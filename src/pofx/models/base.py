@@ -401,6 +401,14 @@ class Model(nn.Module, abc.ABC):
             raise DataError(f"{self.noun} is conditional on {expected} variables, got {got}")
 
 
+class Scheduled(abc.ABC):
+    """What a family adds when its loss depends on how much of the run is over."""
+
+    @abc.abstractmethod
+    def passed(self, done: float) -> None:
+        """Hear, before every step, the share of the run that is over, from 0 on; a model that hears nothing is at the end of it."""
+
+
 class FullBatch(abc.ABC):
     """What a family adds when it learns from all rows at once: closed form (one step) or EM (many)."""
 
@@ -475,8 +483,23 @@ class GradientConfig(FamilyConfig, abc.ABC):
 
     @property
     def scheduled(self) -> bool:
-        """Whether the learning rate depends on how long the run is."""
-        return self.warmup > 0 or self.final_rate < 1
+        """Whether the steps depend on how long the run is."""
+        return self.warmup > 0 or self.final_rate < 1 or self.settles > 0
+
+    @property
+    def settles(self) -> float:
+        """The share of the run after which the loss stays the same function; patience counts from there."""
+        return 0.0
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether training rows are learned by something else than what held-out rows are judged by, a true bound."""
+        return False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` may make the loss: it gets slopes wrong where a gradient is changed on its way back."""
+        return True
 
     def rivals(self) -> "tuple[GradientConfig, ...]":
         """Ways to learn, the usual one first; each has a run, and held-out rows decide which is kept."""

@@ -32,14 +32,22 @@ class LogTerms:
         log_prior: gives log p(z) of each level, (K, N).
         log_q: gives log q(z | x) of each level, (K, N).
         kl: KL(q(z | x) || p(z)) of each level, (N,), or None where it has no closed form.
+        prior_draws: gives z ~ p(z) of each level, shaped like the latents: what the draws of all rows together are compared with.
     """
 
     def __init__(
-        self, latents: Levels, log_likelihood: Tensor, log_prior: Callable[[], Levels], log_q: Callable[[], Levels], kl: Divergences
+        self,
+        latents: Levels,
+        log_likelihood: Tensor,
+        log_prior: Callable[[], Levels],
+        log_q: Callable[[], Levels],
+        kl: Divergences,
+        prior_draws: Callable[[], Levels] = tuple,
     ) -> None:
         self.latents = latents
         self.log_likelihood = log_likelihood
         self.kl = kl
+        self.prior_draws = prior_draws
         self._log_prior = log_prior
         self._log_q = log_q
 
@@ -62,24 +70,47 @@ def log_weights(terms: LogTerms) -> LogWeights:
     return log_w
 
 
-def elbo(terms: LogTerms) -> Nats:
-    """E_q[log p(x | z)] - KL(q(z | x) || p(z)) <= log p(x), with the closed form of the KL where there is one.
+def elbo(terms: LogTerms, *, beta: float | Tensor = 1.0, free: float = 0.0) -> Nats:
+    """E_q[log p(x | z)] - beta sum_j max(KL_j, free), KL_j = KL(q(z_j | x) || p(z_j)) in closed form where it has one, else by the draws.
 
-    The gap is KL(q(z | x) || p(z | x)).
+    With beta 1 and nothing free it is the bound <= log p(x) whose gap is KL(q(z | x) || p(z | x)); else it is a surrogate.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, arXiv:1312.6114.
+    The maximum is of the mean KL_j over the rows, as in the source: a level that costs less than `free` nats a row on average is not
+    pressed, another one wholly. Free are nats of a level, not of its units: where the prior couples the units, none has a KL of its own.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, arXiv:1312.6114; beta: Higgins et al., "beta-VAE", ICLR 2017;
+    free bits: Kingma et al., "Improved variational inference with inverse autoregressive flow", NeurIPS 2016, arXiv:1606.04934.
+
+    Args:
+        terms: the table.
+        beta: weight of the divergences.
+        free: nats of each level that cost nothing more.
     """
     likelihood = terms.log_likelihood
     bound = likelihood.squeeze(0) if len(likelihood) == 1 else likelihood.mean(0)
-    for level, kl in enumerate(terms.kl):
-        bound = bound - ((terms.log_q[level] - terms.log_prior[level]).mean(0) if kl is None else kl)
+    for level in range(len(terms.kl)):
+        kl = divergence(terms, level)
+        bound = bound - beta * (_freed(kl, free) if free else kl)
     return bound
+
+
+def divergence(terms: LogTerms, level: int) -> Nats:
+    """KL(q(z | x) || p(z)) of a level: in closed form where there is one, else the mean of log q - log p over the draws."""
+    kl = terms.kl[level]
+    return (terms.log_q[level] - terms.log_prior[level]).mean(0) if kl is None else kl
+
+
+def _freed(kl: Nats, free: float) -> Nats:
+    """Rows whose mean is max(mean KL, free)."""
+    return torch.where(kl.mean() > free, kl, free)
 
 
 def iwae(log_w: LogWeights) -> Nats:
     """log (1/K) sum_k w_k, whose mean lies below log p(x), above the ELBO, and rises with K.
 
-    With NaN cells marginalised in log p(x | z) this is the bound on the observed cells that MIWAE climbs.
+    With NaN cells marginalised in log p(x | z) this is the bound on the observed cells that Mattei and Frellsen's MIWAE climbs. Another
+    paper of that name means something else: Rainforth et al., "Tighter variational bounds are not necessarily better", ICML 2018,
+    arXiv:1802.04537, average several such bounds of few draws each, for the sake of q's gradients; those are what DReG mends.
 
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, arXiv:1509.00519;
     Mattei and Frellsen, "MIWAE", ICML 2019, arXiv:1812.02633.

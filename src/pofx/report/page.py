@@ -215,7 +215,10 @@ def _learned_in_steps(result: Result) -> bool:
 
 
 def _stopped(result: Result) -> str:
-    return "" if result.learning is None else f"stopped: {result.learning.stopped}"
+    if result.learning is None:
+        return ""
+    judged = "training rows by the surrogate, held-out rows by the true bound; " if result.learning.surrogate else ""
+    return f"{judged}stopped: {result.learning.stopped}"
 
 
 def marginals(comparison: Comparison) -> dict[str, Any] | None:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pofx.domain import Domain
+from pofx.errors import Unavailable
 from pofx.models.latent.decoder import activation, conditioned
 from pofx.models.latent.generative import Generative
 from pofx.nets.features import Features
 from pofx.nets.mlp import MLP
-from pofx.objectives.elbo import Divergences, Levels, LogTerms
+from pofx.objectives.elbo import Divergences, Levels, LogTerms, log_weights
 from pofx.types import Generator
 
 FARTHEST = 3.0  # standard deviations from the mean at which the encoder sees a number at most
@@ -27,11 +28,13 @@ class Draws(NamedTuple):
         latents: z, (K, N, L).
         log_q: gives log q(z | x), (K, N).
         kl: KL(q(z | x) || p(z)) in closed form, (N,), or None.
+        held: gives log q at any z, (K, N), with q's own numbers held: its gradient passes through z alone. None: q does not say.
     """
 
     latents: Levels
     log_q: Callable[[], Levels]
     kl: Divergences
+    held: Callable[[Levels], Levels] | None = None
 
 
 class Inference(nn.Module, abc.ABC):
@@ -104,7 +107,11 @@ class GaussianEncoder(Inference):
         eps = torch.randn(draws, *m.shape, generator=generator, dtype=m.dtype, device=m.device)
         s = log_s.exp()
         z = torch.addcmul(m, s, eps)
-        return Draws((z,), lambda: (_log_normal(eps, log_s),), (model.prior.kl_from(m, s, log_s),))
+
+        def held(latents: Levels) -> Levels:
+            return (_log_normal((latents[0] - m.detach()) / s.detach(), log_s.detach()),)
+
+        return Draws((z,), lambda: (_log_normal(eps, log_s),), (model.prior.kl_from(m, s, log_s),), held)
 
     def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
         """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
@@ -197,7 +204,70 @@ def log_terms(
         inside: whether x is known to be whole and inside the support.
     """
     drawn = inference.draw(model, x, c, draws, generator=generator)
-    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c, inside=inside))
+    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c, inside=inside), generator)
+
+
+def held_terms(
+    model: Generative,
+    inference: Inference,
+    x: Tensor,
+    c: Tensor | None = None,
+    draws: int = 1,
+    *,
+    generator: Generator = None,
+    inside: bool = False,
+) -> LogTerms:
+    """The table of `log_terms` whose `iwae` has the doubly reparameterised gradient: same numbers, other slopes.
+
+        of q's parameters phi         sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi),   v = softmax(log w)
+        of the model's parameters     sum_k v_k d log w_k / d theta,                     as ever
+
+    log q is held, so phi moves log w by the path through z alone; and the slope at z, which the gradient of `iwae` has weighed by v_k
+    already, is weighed by v_k once more where the table took z from q. A level that was drawn from another's z saw z
+    itself, so no slope is weighed twice. The mean is that of the plain gradient, and the noise does not outgrow the slope as K grows.
+
+    Source: Tucker, Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators", ICLR 2019, arXiv:1810.04021.
+
+    Args:
+        model: prior and decoder.
+        inference: q, which says its density at any z.
+        x: rows.
+        c: their conditions.
+        draws: K.
+        generator: of the draws.
+        inside: whether x is known to be whole and inside the support.
+
+    Raises:
+        Unavailable: q does not say its density at any z.
+    """
+    drawn = inference.draw(model, x, c, draws, generator=generator)
+    held = drawn.held
+    if held is None:
+        q, why = type(inference).__name__, "it says log q only where it drew"
+        raise Unavailable("doubly reparameterised gradient", q, why, instead="gradient='plain'")
+    latents = tuple(z.view_as(z) for z in drawn.latents)
+    at = drawn._replace(latents=latents, log_q=lambda: held(latents), kl=(None,) * len(latents))
+    terms = _table(model, at, model.log_likelihood(latents, x, c, inside=inside), generator)
+    share = log_weights(terms).detach().softmax(0)[..., None]
+    for z in latents:
+        if z.requires_grad:
+            z.register_hook(share.mul)
+    return terms
+
+
+def mean_terms(
+    model: Generative,
+    inference: Inference,
+    x: Tensor,
+    c: Tensor | None = None,
+    draws: int = 1,
+    *,
+    generator: Generator = None,
+    inside: bool = False,
+) -> LogTerms:
+    """The table of one z a row, the mean of q, whatever `draws` says: a point, so it has neither log q nor divergence."""
+    latents = (inference.mean(x, c)[None],)
+    return LogTerms(latents, model.log_likelihood(latents, x, c, inside=inside), lambda: model.log_prior(latents), tuple, ())
 
 
 def proposed_terms(
@@ -205,11 +275,14 @@ def proposed_terms(
 ) -> LogTerms:
     """The table of log-terms for answering: K independent proposals for each of the rows x (N, D)."""
     drawn = inference.propose(model, x, c, draws, generator=generator)
-    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c))
+    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c), generator)
 
 
-def _table(model: Generative, drawn: Draws, likelihood: Tensor) -> LogTerms:
-    return LogTerms(drawn.latents, likelihood, lambda: model.log_prior(drawn.latents), drawn.log_q, drawn.kl)
+def _table(model: Generative, drawn: Draws, likelihood: Tensor, generator: Generator) -> LogTerms:
+    def prior_draws() -> Levels:
+        return model.draw_latents(tuple(likelihood.shape), like=likelihood, generator=generator)
+
+    return LogTerms(drawn.latents, likelihood, lambda: model.log_prior(drawn.latents), drawn.log_q, drawn.kl, prior_draws)
 
 
 def _log_normal(eps: Tensor, log_s: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The variational auto-encoder: a generative model and an inference that learn together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,17 +10,22 @@ from torch import Tensor
 from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.domain import Domain
-from pofx.models.base import GradientConfig, Model, Takes, Widths, labelled
+from pofx.errors import OptionError
+from pofx.models.base import GradientConfig, Model, Scheduled, Takes, Widths, labelled
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative
-from pofx.models.latent.inference import GaussianEncoder, Inference, log_terms, proposed_terms
+from pofx.models.latent.inference import GaussianEncoder, Inference, proposed_terms
+from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import StandardNormal
-from pofx.objectives.elbo import LogTerms, elbo, iwae, iwae_error, log_weights
+from pofx.objectives.elbo import LogTerms, iwae, iwae_error, log_weights
+from pofx.objectives.mmd import KERNELS
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
+PLAIN = Elbo()
 
-class VAE(Model):
+
+class VAE(Model, Scheduled):
     """p(x | c) = integral of p(x | z, c) p(z) dz, learned by the ELBO, asked by importance sampling from q(z | x, c).
 
     log_prob is the importance-weighted bound on the observed cells with `draws` draws; NaN cells are integrated out
@@ -40,7 +45,7 @@ class VAE(Model):
         domain: what x is.
         context: what c is.
         draws: K of log_prob, impute and complete.
-        objective: "elbo", or "iwae" to learn by the importance-weighted bound itself.
+        objective: what is learned by.
         loss_draws: K of the loss.
     """
 
@@ -57,7 +62,7 @@ class VAE(Model):
         context: Domain | None = None,
         *,
         draws: int = 128,
-        objective: Literal["elbo", "iwae"] = "elbo",
+        objective: Learning = PLAIN,
         loss_draws: int = 1,
     ) -> None:
         super().__init__(domain, context)
@@ -66,6 +71,7 @@ class VAE(Model):
         self.draws = draws
         self.objective = objective
         self.loss_draws = loss_draws
+        self._done = torch.ones(())  # a tensor, so that a compiled loss need not be compiled anew at every step
         self._inside = False  # whether the rows that learning sees are known to be whole and inside the support
 
     # -- learning ----------------------------------------------------------------------------------
@@ -78,12 +84,19 @@ class VAE(Model):
         log_p = torch.cat([heads.columns.log_prob(heads.bias.detach(), rows.to(heads.bias)) for rows in x.split(self.rows_at_once)])
         self._inside = bool(log_p.isfinite().all()) and not bool(x.isnan().any())
 
+    def passed(self, done: float) -> None:
+        """Keep the share for the next loss."""
+        self._done = torch.tensor(done)
+
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
-        """-ELBO, or the negative importance-weighted bound: both lie above -log p(x)."""
+        """In training what the objective descends; else what it judges by, for held-out rows: minus a true bound, but of an autoencoder."""
         x, c = self._inputs(x, c)
-        inside = self._inside and self.training
-        terms = log_terms(self.generative, self.inference, x, c, self.loss_draws, generator=generator, inside=inside)
-        return -(elbo(terms) if self.objective == "elbo" else iwae(log_weights(terms)))
+        if self.training:
+            draw, inside = self.objective.table, self._inside
+            terms = draw(self.generative, self.inference, x, c, self.loss_draws, generator=generator, inside=inside)
+            return -self.objective.climbed(terms, self._done)
+        terms = self.objective.judges_table(self.generative, self.inference, x, c, self.loss_draws, generator=generator)
+        return -self.objective.judged(terms)
 
     # -- density -----------------------------------------------------------------------------------
 
@@ -192,6 +205,15 @@ class VAE(Model):
         return x.to(like.dtype), None if c is None else c.to(like.dtype)
 
 
+WEIGHED = frozenset({"loss_draws", "beta", "beta_warmup", "free_bits"})
+READS: Mapping[str, frozenset[str]] = {  # the options of learning that each objective reads
+    "elbo": WEIGHED,
+    "iwae": frozenset({"loss_draws", "gradient"}),
+    "infovae": WEIGHED | {"kernel", "mmd_weight"},
+    "autoencoder": frozenset(),
+}
+
+
 class VAEConfig(GradientConfig):
     """Options of the variational auto-encoder."""
 
@@ -214,14 +236,57 @@ class VAEConfig(GradientConfig):
     latents: int | None = Field(None, ge=1, le=2**14, description="width of z; None: 2 sqrt(D)")
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
-    objective: Literal["elbo", "iwae"] = Field("elbo", description="the bound that is learned by")
+    objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
+        "elbo", description="what is learned by; held-out rows are judged by a true bound, those of an autoencoder by their reconstruction"
+    )
     loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
+    beta: float = Field(1.0, ge=0, le=1e6, description="weight of KL(q || prior) in elbo and infovae")
+    beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the run over which beta rises from 0; patience counts from its end")
+    free_bits: float = Field(0.0, ge=0, le=1e6, description="nats of the mean KL of each level of latents that cost nothing more")
+    gradient: Literal["plain", "dreg"] = Field("plain", description="of iwae; dreg: q's is the doubly reparameterised one")
+    kernel: Literal["rbf", "imq"] = Field("imq", description="of the MMD in infovae")
+    mmd_weight: float = Field(10.0, ge=0, le=1e6, description="weight of MMD^2(q(z), prior) in infovae: alpha + lambda - 1 of the paper")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether learning descends something else than minus the bound."""
+        return self.objective == "infovae" or (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
+
+    @property
+    def compiles(self) -> bool:
+        """Not with the doubly reparameterised gradient, whose slopes are weighed on their way back."""
+        return self.gradient != "dreg"
+
+    @property
+    def settles(self) -> float:
+        """The end of the warm-up."""
+        return self.beta_warmup
+
+    def _learning(self) -> Learning:
+        """What is learned by.
+
+        Raises:
+            OptionError: an option is set that the objective does not read.
+        """
+        if self.objective == "infovae" and self.batch_size < 2:
+            raise OptionError("objective 'infovae' compares the codes of a batch with draws of the prior: batch_size is 2 or more, got 1")
+        for name in sorted(set().union(*READS.values()) - READS[self.objective]):
+            if (value := getattr(self, name)) != (default := type(self).model_fields[name].default):
+                readers = " or ".join(repr(objective) for objective in READS if name in READS[objective])
+                raise OptionError(f"{name}={value!r} is for objective {readers}: objective {self.objective!r} takes {default!r}")
+        within = Elbo(self.beta, self.beta_warmup, self.free_bits)
+        return {
+            "elbo": within,
+            "iwae": Iwae(self.gradient == "dreg"),
+            "infovae": InfoVAE(within, self.mmd_weight, KERNELS[self.kernel]),
+            "autoencoder": Autoencoder(),
+        }[self.objective]
 
     def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""
@@ -231,4 +296,4 @@ class VAEConfig(GradientConfig):
         decoder = Decoder(latents, columns, context=width, widths=self.widths[::-1], dropout=self.dropout, tilts=self.tilts)
         encoder = GaussianEncoder(domain, latents, context=width, widths=self.widths, dropout=self.dropout)
         generative = Generative(StandardNormal(latents), decoder)
-        return VAE(generative, encoder, domain, context, draws=self.draws, objective=self.objective, loss_draws=self.loss_draws)
+        return VAE(generative, encoder, domain, context, draws=self.draws, objective=self._learning(), loss_draws=self.loss_draws)

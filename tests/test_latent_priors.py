@@ -290,6 +290,11 @@ def test_a_mixture_prior_makes_a_mixture_of_x_and_its_clusters(seen):
     assert ((drawn.mean(0) - pi @ means).abs() < 6 * drawn.std(0) / math.sqrt(len(drawn))).all()
 
 
+def test_no_rows_have_no_clusters():
+    assert linear_vae(mixture()).cluster(torch.zeros(0, D)).shape == (0, 3)
+    assert linear_vae(mixture(), draws=4).cluster(torch.zeros(2, 3, D)).shape == (2, 3, 3)
+
+
 def test_clusters_need_a_mixture():
     model = linear_vae(StandardNormal(2))
     assert model.answers("cluster") is Kind.NONE

@@ -281,7 +281,8 @@ class Model(nn.Module, abc.ABC):
         with torch.no_grad():
             chunks = zip(rows.split(self.rows_at_once), _split(c_rows, len(rows), self.rows_at_once), strict=True)
             parts = [self._cluster(r, k, generator) for r, k in chunks]
-        return torch.cat(parts).reshape(*x.shape[:-1], -1)
+        p = torch.cat(parts)
+        return p.reshape(*x.shape[:-1], p.shape[-1])
 
     def encode(self, x: X, c: Context | None = None) -> Latent:
         """The code z of each row."""
@@ -500,4 +501,4 @@ class GradientConfig(FamilyConfig, abc.ABC):
 
 
 def _split(c: Tensor | None, rows: int, size: int) -> Sequence[Tensor | None]:
-    return [None] * -(-rows // size) if c is None else c.split(size)
+    return [None] * max(1, -(-rows // size)) if c is None else c.split(size)  # no rows are one piece, as `split` has it

@@ -184,8 +184,9 @@ class VAE(Model):
         prior = self.generative.prior
         if not isinstance(prior, NormalMixture):
             raise Unavailable("cluster", self.noun, "its prior is no mixture", families=self.clustering_families, instead="prior=mixture")
-        parts = []
-        for rows, cs in self._pieces(*self._inputs(x, c), self.draws):
+        x, c = self._inputs(x, c)
+        parts = [x.new_zeros(0, len(prior.log_pi))]
+        for rows, cs in self._pieces(x, c, self.draws):
             terms = proposed_terms(self.generative, self.inference, rows, cs, self.draws, generator=generator)
             w = log_weights(terms).softmax(0)
             parts.append(torch.einsum("kn,knj->nj", w, prior.responsibilities(terms.latents[0])))

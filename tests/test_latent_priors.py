@@ -140,6 +140,14 @@ def test_a_mixture_is_of_the_whole_z():
     torch.testing.assert_close(prior.responsibilities(z), joint.softmax(-1))
 
 
+@pytest.mark.parametrize("latents", [1, 2, 16])
+def test_a_mixture_starts_about_the_standard_normal(latents):
+    z = Mixture(latents, 4000).sample((40_000,), like=torch.zeros(0), generator=generator())
+    # The centres are draws themselves: 4000 of them, with at most all of the variance.
+    assert (z.mean(0).abs() < 6 * math.sqrt(1 / 4000 + 1 / 40_000)).all()
+    assert ((z.square().mean(0) - 1).abs() < 6 * math.sqrt(2 / 4000 + 2 / 40_000)).all()
+
+
 def test_narrow_components_far_out_keep_single_precision():
     prior = Mixture(2, 1).float()
     with torch.no_grad():
@@ -377,7 +385,15 @@ def test_other_families_refuse_to_cluster():
 
 
 @pytest.mark.parametrize(
-    ("prior", "sentence"), [("gmm", "all rows at once"), ("vmap", "there is no family 'vmap'"), ("nsf:layers=0", "layers")]
+    ("prior", "sentence"),
+    [
+        ("gmm", "by gradients"),
+        ("hclt", "real vectors"),
+        ("vae", "real vectors"),
+        ("glow", "real vectors"),
+        ("vmap", "there is no family 'vmap'"),
+        ("nsf:layers=0", "layers"),
+    ],
 )
 def test_what_is_no_prior_is_refused_with_a_sentence(prior, sentence):
     with pytest.raises(OptionError, match=sentence):
@@ -394,3 +410,16 @@ def test_what_is_no_prior_is_refused_with_a_sentence(prior, sentence):
 def test_a_model_that_is_no_prior_is_refused(model, sentence):
     with pytest.raises(OptionError, match=sentence):
         ModelPrior(model())
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_a_marginal_keeps_the_whole_prior(prior):
+    model = VAEConfig(latents=2, widths=(8,), prior=prior, prior_components=5, draws=3000).build(MIXED)
+    model.initialise(mixed_rows(30, missing=0.2))
+    stirred(model, 0.2)
+    x, keep = mixed_rows(8), [2, 0]
+    part, error = model.marginal(keep).log_prob_and_error(x[:, keep], generator=generator(1))
+    x[:, 1] = NAN
+    whole, own = model.log_prob_and_error(x, generator=generator(2))
+    assert ((part - whole).abs() < 6 * (error.square() + own.square()).sqrt()).all()
+    assert own.max() < 0.1

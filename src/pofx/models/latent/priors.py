@@ -14,6 +14,8 @@ from pofx.errors import OptionError
 from pofx.models.base import Model
 from pofx.types import Context, Generator, Kind, Latent, Nats, X
 
+_APART = math.sqrt(32)  # deviations of a component between two centres
+
 Responsibilities = Float[Tensor, "*batch K"]
 
 
@@ -100,8 +102,9 @@ class NormalMixture(Prior):
 class Mixture(NormalMixture):
     """p(z) = sum_k pi_k N(z; m_k, diag s_k^2), every number learned.
 
-    Its components are clusters that the decoder learns with: p(k | x) is a question to the model. It starts with
-    centres apart, and about the moments of N(0, I).
+    Its components are clusters that the decoder learns with: p(k | x) is a question to the model. It starts about the moments of
+    N(0, I), with centres some 5.7 deviations apart whatever L is: nearer ones merge, and farther ones leave each row to the one
+    it happens to begin with.
 
     Args:
         latents: L.
@@ -110,9 +113,10 @@ class Mixture(NormalMixture):
 
     def __init__(self, latents: int, components: int) -> None:
         super().__init__(latents)
+        within = latents / (latents + _APART**2 / 2)  # of the variance of z: centres are sqrt(2 L (1 - within)) apart
         self.logits = nn.Parameter(torch.zeros(components))
-        self.mean = nn.Parameter(math.sqrt(0.5) * torch.randn(components, latents))
-        self.log_scale = nn.Parameter(torch.full((components, latents), math.log(0.5) / 2))
+        self.mean = nn.Parameter(math.sqrt(1 - within) * torch.randn(components, latents))
+        self.log_scale = nn.Parameter(torch.full((components, latents), math.log(within) / 2))
 
     @property
     def log_pi(self) -> Float[Tensor, " K"]:

@@ -287,12 +287,12 @@ def _by_gradients(name: str) -> GradientConfig:
     """The options of a family that can be learned with the rest.
 
     Raises:
-        ValueError: there is no such family, or it learns from all rows at once.
+        ValueError: there is no such family, or it is none of real variables that learns by gradients.
     """
     try:
         config = family(name).configure({})
     except PofxError as error:
         raise ValueError(f"a prior is {', '.join(_PRIORS)} or a family: {error}") from None
-    if not isinstance(config, GradientConfig):
-        raise ValueError(f"{name!r} learns from all rows at once, a prior by gradients with the decoder: take mixture or a flow")
+    if not isinstance(config, GradientConfig) or config.takes is not Takes.REALS or config.images:
+        raise ValueError(f"{name!r} does not learn a law of real vectors by gradients, with the decoder: take mixture, or a flow")
     return config

@@ -35,7 +35,22 @@ def folder(tmp_path_factory):
     return path
 
 
-VERBS = ("compare", "fit", "search", "approximate", "sample", "score", "impute", "acquire", "outliers", "info", "families", "data", "cite")
+VERBS = (
+    "compare",
+    "fit",
+    "search",
+    "approximate",
+    "sample",
+    "score",
+    "impute",
+    "cluster",
+    "acquire",
+    "outliers",
+    "info",
+    "families",
+    "data",
+    "cite",
+)
 
 
 def test_help_names_every_verb():
@@ -101,6 +116,14 @@ def test_impute_fills_every_cell_and_nothing_else(folder):
     draws = [pd.read_csv(folder / f"draw-{k}.csv") for k in (1, 2)]
     assert not draws[1].isna().any().any()
     assert not draws[0].equals(draws[1])
+
+
+def test_cluster_is_the_librarys(folder):
+    pofx_("cluster", folder / "model.safetensors", folder / "holes.csv", "-o", folder / "clusters.csv")
+    found, p = pd.read_csv(folder / "clusters.csv"), pofx.open(folder / "model.safetensors").cluster(folder / "holes.csv")
+    assert (found["cluster"] == np.argmax(p, 1)).all()
+    np.testing.assert_allclose(found["probability"], np.max(p, 1))
+    assert np.asarray(p).shape == (len(found), 3)
 
 
 def test_impute_leaves_alone_what_the_model_does_not_know(folder):

@@ -300,6 +300,24 @@ class PofX:
             how = found.how if found.error else f"log p = {found.log_p:.4f} nats there; {found.how}"
         return Answer(decode(x[None].cpu(), self.domain, self.container), kind, None, how)
 
+    def cluster(self, rows: Any, given: Any = None, *, seed: int | None = None) -> Answer:  # noqa: ANN401
+        """p(k | x): from which of the K components of a mixture each row is, (N, K); `np.argmax(answer, 1)` is the cluster.
+
+        The components of a mixture are those it learned, of a `vae` with prior=mixture or prior=vamp those of its prior. Missing
+        cells are integrated out.
+
+        Args:
+            rows: the rows.
+            given: their conditions, for a p(x | c), when they do not stand in the rows.
+            seed: of the draws, where it is an estimate.
+
+        Raises:
+            Unavailable: p is no mixture.
+        """
+        value = self.model.cluster(*self._rows(rows, given), generator=self._generator(seed))
+        kind = self.model.answers("cluster")
+        return Answer(_numpy(value), kind, None, HOW.get(kind, ""))
+
     def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401
         """The code z of each row, shape (N, L)."""
         return _numpy(self.model.encode(*self._rows(rows, given)))

@@ -249,6 +249,16 @@ def impute(
 
 
 @app.command()
+def cluster(model: ModelFile, data: Data, out: Out = None, seed: Seed = 0) -> None:
+    """Which component of a learned mixture each row is from, and how probably: gmm, latent_class, or a vae with prior=mixture."""
+    from pofx.ask import open as opened
+    from pofx.cli.rows import check_ending, clustered
+
+    check_ending(out)
+    _write(clustered(opened(model).cluster(data, seed=seed)), out)
+
+
+@app.command()
 def ask(
     model: ModelFile,
     event: Annotated[list[str], typer.Argument(help='what holds: "income > 50000", sex=F, "10 <= age < 20"; all of several')],

@@ -11,6 +11,7 @@ from pofx.ask import PofX
 from pofx.ask.evidence import fill_in, parse, point
 from pofx.data import decode, read, write
 from pofx.errors import DataError
+from pofx.types import Answer
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".parquet", ".npy")
 TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -52,6 +53,12 @@ def filled_in(rows: Any, filled: Any) -> Any:  # noqa: ANN401
     for label in filled.columns:
         whole[label] = filled[label]
     return whole
+
+
+def clustered(p: Answer) -> pd.DataFrame:
+    """The most probable component of each row, and its probability."""
+    each = np.asarray(p)
+    return pd.DataFrame({"cluster": each.argmax(1), "probability": each.max(1)})
 
 
 def write_labelled(table: object, out: Path) -> None:

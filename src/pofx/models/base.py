@@ -77,6 +77,7 @@ class Model(nn.Module, abc.ABC):
     density: Kind = Kind.EXACT  # what log_prob is
     sampling: Kind = Kind.EXACT
     missing: Kind = Kind.NONE  # what log_prob of a row with NaN is; NONE: refused
+    clustering_families: ClassVar[tuple[str, ...]] = ("latent_class", "gmm")
     conditional_families: ClassVar[tuple[str, ...]] = ("hclt", "chow_liu", "latent_class", "gmm", "gaussian", "kde")
     grows: ClassVar[frozenset[str]] = frozenset()  # state whose shape the data decide
     rows_at_once: int = 4096
@@ -272,6 +273,19 @@ class Model(nn.Module, abc.ABC):
         with torch.no_grad():
             return torch.cat([fill(part, generator) for part in rows.split(self.rows_at_once)]).reshape(x.shape)
 
+    def cluster(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Tensor:
+        """p(k | x), (..., K): which of its K components each row is from. NaN entries are unobserved.
+
+        Raises:
+            Unavailable: the model is no mixture.
+        """
+        rows, c_rows = self._checked(x, c, allow_missing=True)
+        with torch.no_grad():
+            chunks = zip(rows.split(self.rows_at_once), _split(c_rows, len(rows), self.rows_at_once), strict=True)
+            parts = [self._cluster(r, k, generator) for r, k in chunks]
+        p = torch.cat(parts)
+        return p.reshape(*x.shape[:-1], p.shape[-1])
+
     def encode(self, x: X, c: Context | None = None) -> Latent:
         """The code z of each row."""
         rows, c_rows = self._checked(x, c)
@@ -331,6 +345,9 @@ class Model(nn.Module, abc.ABC):
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         raise Unavailable("encode", self.noun, "it has no latent code", families=("realnvp", "vae", "gmm", "latent_class"))
+
+    def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
+        raise Unavailable("cluster", self.noun, "it is no mixture", families=self.clustering_families)
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         raise Unavailable("decode", self.noun, "it has no latent code", families=("realnvp", "vae"))
@@ -513,4 +530,4 @@ class GradientConfig(FamilyConfig, abc.ABC):
 
 
 def _split(c: Tensor | None, rows: int, size: int) -> Sequence[Tensor | None]:
-    return [None] * -(-rows // size) if c is None else c.split(size)
+    return [None] * max(1, -(-rows // size)) if c is None else c.split(size)  # no rows are one piece, as `split` has it

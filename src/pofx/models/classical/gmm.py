@@ -152,6 +152,9 @@ class GaussianMixture(Model, FullBatch):
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self._joint(x).softmax(-1)
 
+    def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
+        return self._encode(x, c)
+
 
 class GaussianMixtureConfig(FamilyConfig):
     """Options of `gmm`."""

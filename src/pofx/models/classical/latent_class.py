@@ -195,6 +195,9 @@ class LatentClass(Model, FullBatch):
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self._posterior(x.to(self.theta)).exp()
 
+    def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
+        return self._encode(x, c)
+
 
 class LatentClassConfig(FamilyConfig):
     """Options of `latent_class`."""

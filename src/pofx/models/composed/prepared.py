@@ -39,6 +39,7 @@ THROUGH = {  # question: what is left of an exact answer behind a lift, and behi
     "mode": (Kind.ESTIMATE, Kind.NONE),
     "impute": (Kind.ESTIMATE, Kind.ESTIMATE),
     "complete": (Kind.ESTIMATE, Kind.EXACT),
+    "cluster": (Kind.ESTIMATE, Kind.EXACT),
 }
 
 
@@ -342,6 +343,10 @@ class Prepared(Model):
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         return self.base.encode(self._centre(x), self._features(c))
+
+    def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
+        """The base's, at the middle of every cell."""
+        return self.base.cluster(self._centre(x), self._features(c), generator=generator)
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self._to_user(self.base.decode(z, self._features(c)))

@@ -87,7 +87,8 @@ class GaussianEncoder(Inference):
         super().__init__()
         self.features = Features(domain, mask=False).to(torch.get_default_dtype())
         self.size = len(domain)
-        self.inlet = Inlet(self.features.width + context, (*widths, 2 * latents)[0], len(domain))
+        self.inputs = self.features.width + context
+        self.inlet = Inlet(self.inputs, (*widths, 2 * latents)[0], len(domain))
         self.rest = (
             nn.Sequential(*activation(dropout), *MLP(widths[0], 2 * latents, widths[1:], zero_last=False, dropout=dropout))
             if widths
@@ -137,16 +138,23 @@ class GaussianEncoder(Inference):
 
     def mean_and_log_scale(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """m and log s, (N, L) each."""
+        return self.of_seen(*self.see(x, c))
+
+    def see(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the network sees of rows (N, D) and their conditions, (N, F), and which cells are missing, as `Inlet` has it."""
         x = self._whole(x)
-        f = self.features(x).clamp_(-FARTHEST, FARTHEST)
-        m, log_s = self.rest(self.inlet(conditioned(f, c), x)).chunk(2, dim=-1)
+        return conditioned(self.features(x).clamp_(-FARTHEST, FARTHEST), c), self.inlet.lacking(x)
+
+    def of_seen(self, f: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor]:
+        """m and log s of what `see` gives."""
+        m, log_s = self.rest(self.inlet(f, lacking)).chunk(2, dim=-1)
         return m, log_s
 
     def marginal(self, keep: Sequence[int]) -> "GaussianEncoder":
         """The encoder fed with NaN for every variable but those."""
         part = GaussianEncoder.__new__(GaussianEncoder)
         nn.Module.__init__(part)
-        part.features, part.inlet, part.rest, part.size = self.features, self.inlet, self.rest, self.size
+        part.features, part.inlet, part.rest, part.size, part.inputs = self.features, self.inlet, self.rest, self.size, self.inputs
         before = torch.arange(self.size) if self.at is None else self.at
         part.register_buffer("at", before[list(keep)], persistent=False)
         return part
@@ -176,10 +184,14 @@ class Inlet(nn.Linear):
         if not self.missing.shape[1]:
             self.missing = nn.Parameter(self.missing.new_zeros(self.out_features, self.variables))
 
-    def forward(self, f: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(N, features) and (N, variables) -> (N, outputs)."""
+    def lacking(self, x: Tensor) -> Tensor:
+        """Which cells of x are missing, (N, variables); (N, 0) while none is expected to be."""
+        return x.isnan() if self.missing.shape[1] else x[:, :0]
+
+    def forward(self, f: Tensor, lacking: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, features) and what `lacking` gives -> (N, outputs)."""
         h = functional.linear(f, self.weight, self.bias)
-        return h + functional.linear(x.isnan().to(h), self.missing) if self.missing.shape[1] else h
+        return h + functional.linear(lacking.to(h), self.missing) if self.missing.shape[1] else h
 
 
 def log_terms(

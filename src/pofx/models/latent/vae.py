@@ -1,28 +1,30 @@
 """The variational auto-encoder: a generative model and an inference that learn together."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.domain import Domain
-from pofx.errors import OptionError
+from pofx.errors import OptionError, PofxError, Unavailable
 from pofx.models.base import GradientConfig, Model, Scheduled, Takes, Widths, labelled
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative
 from pofx.models.latent.inference import GaussianEncoder, Inference, proposed_terms
 from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
 from pofx.models.latent.predictive import Predictive, centre, predictive
-from pofx.models.latent.priors import StandardNormal
+from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
+from pofx.models.registry import family
 from pofx.objectives.elbo import LogTerms, iwae, iwae_error, log_weights
 from pofx.objectives.mmd import KERNELS
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 PLAIN = Elbo()
+_PRIORS = ("normal", "mixture", "vamp")  # or the name of a family
 
 
 class VAE(Model, Scheduled):
@@ -33,6 +35,8 @@ class VAE(Model, Scheduled):
     posterior (impute, complete, conditional) weigh the draws of q by w = p(x, z) / q(z | x).
 
     A marginal is exact as a model, but its bound is looser: q saw whole rows when it learned.
+
+    A prior that is a mixture makes clusters: p(k | x) = E[p(k | z) | x], by the same weighted draws.
 
     Costs: a training row one pass through both networks, a row of log_prob `draws` passes through the decoder, in
     pieces of at most `values_at_once` numbers.
@@ -81,6 +85,7 @@ class VAE(Model, Scheduled):
         heads = self.generative.decoder.heads
         heads.initialise(x)
         self.inference.initialise(x)
+        self.generative.prior.initialise(*self._inputs(x, c))
         log_p = torch.cat([heads.columns.log_prob(heads.bias.detach(), rows.to(heads.bias)) for rows in x.split(self.rows_at_once)])
         self._inside = bool(log_p.isfinite().all()) and not bool(x.isnan().any())
 
@@ -180,6 +185,24 @@ class VAE(Model, Scheduled):
 
         return self._filled(x, fill, generator)
 
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """Clusters are those of a prior that has some."""
+        single = question == "cluster" and not isinstance(self.generative.prior, NormalMixture)
+        return Kind.NONE if single else super().answers(question, seen)
+
+    @labelled(Kind.ESTIMATE)
+    def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
+        prior = self.generative.prior
+        if not isinstance(prior, NormalMixture):
+            raise Unavailable("cluster", self.noun, "its prior is no mixture", families=self.clustering_families, instead="prior=mixture")
+        x, c = self._inputs(x, c)
+        parts = [x.new_zeros(0, len(prior.log_pi))]
+        for rows, cs in self._pieces(x, c, self.draws):
+            terms = proposed_terms(self.generative, self.inference, rows, cs, self.draws, generator=generator)
+            w = log_weights(terms).softmax(0)
+            parts.append(torch.einsum("kn,knj->nj", w, prior.responsibilities(terms.latents[0])))
+        return torch.cat(parts)
+
     def _filled(self, x: Tensor, fill: Callable[[LogTerms], Tensor], generator: Generator) -> Tensor:
         """x with its NaN taken from what `fill` makes of the weighted draws of each piece of rows."""
         rows, _ = self._inputs(x, None)
@@ -225,6 +248,8 @@ class VAEConfig(GradientConfig):
         "@inproceedings{burda2016importance, title={Importance weighted autoencoders}, "
         "author={Burda, Yuri and Grosse, Roger and Salakhutdinov, Ruslan}, "
         "booktitle={International Conference on Learning Representations}, year={2016}}",
+        "@inproceedings{tomczak2018vae, title={{VAE} with a {V}amp{P}rior}, author={Tomczak, Jakub M. and Welling, Max}, "
+        "booktitle={International Conference on Artificial Intelligence and Statistics}, year={2018}}",
     )
     space: ClassVar = {
         "latents": (2, 4, 8, 16, 32),
@@ -234,6 +259,11 @@ class VAEConfig(GradientConfig):
     }
 
     latents: int | None = Field(None, ge=1, le=2**14, description="width of z; None: 2 sqrt(D)")
+    prior: str = Field(
+        "normal", description="p(z): normal, mixture, vamp, or a family that learns by gradients, such as realnvp or nsf:layers=2"
+    )
+    prior_components: int = Field(16, ge=1, le=2**16, description="of a mixture, or pseudo-inputs of a VampPrior")
+    pseudo_inputs: Literal["learned", "kept"] = Field("learned", description="of a VampPrior: whether they move, or stay training rows")
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
@@ -295,5 +325,37 @@ class VAEConfig(GradientConfig):
         columns = Columns([default_law(v) for v in domain.variables])
         decoder = Decoder(latents, columns, context=width, widths=self.widths[::-1], dropout=self.dropout, tilts=self.tilts)
         encoder = GaussianEncoder(domain, latents, context=width, widths=self.widths, dropout=self.dropout)
-        generative = Generative(StandardNormal(latents), decoder)
+        generative = Generative(self._prior(latents, encoder), decoder)
         return VAE(generative, encoder, domain, context, draws=self.draws, objective=self._learning(), loss_draws=self.loss_draws)
+
+    def _prior(self, latents: int, encoder: GaussianEncoder) -> Prior:
+        """The untrained prior."""
+        if self.prior == "normal":
+            return StandardNormal(latents)
+        if self.prior == "mixture":
+            return Mixture(latents, self.prior_components)
+        if self.prior == "vamp":
+            return Vamp(latents, self.prior_components, encoder, learned=self.pseudo_inputs == "learned")
+        return ModelPrior(_by_gradients(self.prior).build(Domain.real(latents)))
+
+    @field_validator("prior")
+    @classmethod
+    def _is_a_prior(cls, name: str) -> str:
+        if name not in _PRIORS:
+            _by_gradients(name)
+        return name
+
+
+def _by_gradients(name: str) -> GradientConfig:
+    """The options of a family that can be learned with the rest.
+
+    Raises:
+        ValueError: there is no such family, or it is none of real variables that learns by gradients.
+    """
+    try:
+        config = family(name).configure({})
+    except PofxError as error:
+        raise ValueError(f"a prior is {', '.join(_PRIORS)} or a family: {error}") from None
+    if not isinstance(config, GradientConfig) or config.takes is not Takes.REALS or config.images:
+        raise ValueError(f"{name!r} does not learn a law of real vectors by gradients, with the decoder: take mixture, or a flow")
+    return config

@@ -59,7 +59,9 @@ class Family:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise OptionError(f"family {self.name!r}, option {where!r}: {first['msg']}, got {first['input']!r}") from None
+            raise OptionError(
+                f"family {self.name!r}, option {where!r}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+            ) from None
 
 
 FAMILIES = (

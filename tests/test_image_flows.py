@@ -204,7 +204,7 @@ def test_it_learns_what_a_class_looks_like(config):
     x = torch.where(c[:, :, None].bool(), level[:, :, None].expand(-1, 4, 4), level[:, None].expand(-1, 4, 4)).flatten(1)
     x = x + 0.3 * torch.randn(x.shape, generator=g)
     torch.manual_seed(0)
-    flow = config(width=16).build(images(4, 4), Domain.real(1))
+    flow = config(width=16, layers=4).build(images(4, 4), Domain.real(1))
     flow.initialise(x, c)
     optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3)
     for _ in range(300):
@@ -212,7 +212,7 @@ def test_it_learns_what_a_class_looks_like(config):
         optimiser.zero_grad()
         flow.loss(x[batch], c[batch]).mean().backward()
         optimiser.step()
-    drawn = flow.eval().sample(500, torch.tensor([[0.0], [1.0]]), generator=g).reshape(500, 2, 4, 4)
+    drawn = flow.eval().sample(5000, torch.tensor([[0.0], [1.0]]), generator=g).reshape(5000, 2, 4, 4)
     across, down = drawn.mean(3).square().mean((0, 2)), drawn.mean(2).square().mean((0, 2))  # of means along rows, of means along columns
     assert across[1] > 2 * across[0]
     assert down[0] > 2 * down[1]

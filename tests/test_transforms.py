@@ -1,5 +1,6 @@
 """What must hold for every transform and surjection: each class has a line below, and every invariant runs on every line."""
 
+import inspect
 import math
 from functools import partial
 from importlib import import_module
@@ -17,7 +18,7 @@ from pofx.nets.convolutional import ResidualCNN
 from pofx.nets.residual import ResidualMLP
 from pofx.nets.waves import Waves
 from pofx.transforms.autoregressive import Autoregressive
-from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform, Upright
+from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, InvertibleConvolution
 from pofx.transforms.coupling import Couplings
 from pofx.transforms.dequantise import Cells, NormalScores, on_grid, smoothed
@@ -156,7 +157,7 @@ def test_every_class_has_a_line_above():
     modules = [m for m in modules if not m.__name__.endswith(("inverse_cdf", "surjections"))]  # have files of tests of their own
     written = {t for m in modules for t in vars(m).values() if isinstance(t, type) and issubclass(t, (Transform, PerVariable, Surjection))}
     tested = {type(make()) for make in TRANSFORMS.values()} | {type(make()[0]) for make in SURJECTIONS.values()}
-    assert written - {Transform, Upright, Spatial, PerVariable, Surjection} == tested
+    assert {t for t in written if not inspect.isabstract(t)} == tested
 
 
 # -- bijections ------------------------------------------------------------------------------------

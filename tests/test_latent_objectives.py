@@ -62,8 +62,8 @@ class Factor(Inference):
         held = (lambda zs: (still.log_prob(zs[0]),)) if self.says else None
         return Draws((z,), lambda: (q.log_prob(z),), (None,), held)
 
-    def mean(self, x, c):
-        return self.m.expand(len(x), -1)
+    def mean(self, model, x, c):
+        return (self.m.expand(len(x), -1),)
 
     def marginal(self, keep):
         return self
@@ -202,7 +202,7 @@ def test_the_encoders_density_with_its_numbers_held_is_its_density():
     drawn = q.draw(linear_gaussian(), x, None, 3)
     torch.testing.assert_close(drawn.held(drawn.latents)[0], drawn.log_q()[0])
     z = torch.randn(3, 6, L)
-    m, log_s = q.mean_and_log_scale(x, None)
+    m, log_s = q.top(x, None).m, q.top(x, None).log_s
     torch.testing.assert_close(drawn.held((z,))[0], TorchNormal(m, log_s.exp()).log_prob(z).sum(-1))
     assert not drawn.held((z,))[0].requires_grad
     assert drawn.log_q()[0].requires_grad

@@ -26,6 +26,7 @@ from pofx.models.latent.aggregated import Aggregated, aggregated_posterior, gap,
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative
 from pofx.models.latent.inference import GaussianEncoder
+from pofx.models.latent.laws import DiagonalNormal
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
 from pofx.models.latent.vae import VAE, VAEConfig
 from pofx.models.registry import family
@@ -170,7 +171,7 @@ def test_a_vamp_prior_of_all_rows_is_the_aggregated_posterior(missing, context):
     prior = Vamp(2, len(x), q)
     prior.initialise(x, c)
     stirred(q)  # pseudo-inputs are inputs of q, whatever q becomes
-    m, log_s = q.mean_and_log_scale(x, c)
+    m, log_s = q.top(x, c).m, q.top(x, c).log_s
     exact = MixtureSameFamily(Categorical(logits=torch.zeros(25)), Independent(Normal(m, log_s.exp()), 1))
     torch.testing.assert_close(prior.log_prob(z), exact.log_prob(z))
     torch.testing.assert_close(aggregated_posterior(q, x, c).log_prob(z), exact.log_prob(z))
@@ -207,7 +208,7 @@ def test_one_component_pays_the_closed_form_of_the_divergence():
     with torch.no_grad():
         prior.log_scale.copy_(torch.tensor([[0.3, -0.8]]))
     x = mixed_rows(4)
-    m, log_s = q.mean_and_log_scale(x, None)
+    m, log_s = q.top(x, None).m, q.top(x, None).log_s
     drawn = q.draw(Generative(prior, Decoder(2, Columns([NormalLaw()] * 3))), x, None, 60_000, generator=generator())
     paid = drawn.log_q()[0] - prior.log_prob(drawn.latents[0])
     exact = kl_divergence(Independent(Normal(m, log_s.exp()), 1), Independent(Normal(prior.mean[0], prior.log_scale[0].exp()), 1))
@@ -253,8 +254,8 @@ def linear_vae(prior, draws=6000):
         decoder.heads.weight[0::2], decoder.heads.bias[0::2] = W, MU
         decoder.heads.bias[1::2] = inverse_positive(torch.tensor(SIGMA))
         q.features.scale.fill_(100.0)
-        q.inlet.weight[:L], q.inlet.weight[L:] = 100 * posterior @ W.T, 0.0
-        q.inlet.bias[:L], q.inlet.bias[L:] = -posterior @ W.T @ MU, (1.5 * SIGMA * posterior.diagonal().sqrt()).log()
+        q.nets[0].inlet.weight[:L], q.nets[0].inlet.weight[L:] = 100 * posterior @ W.T, 0.0
+        q.nets[0].inlet.bias[:L], q.nets[0].inlet.bias[L:] = -posterior @ W.T @ MU, (1.5 * SIGMA * posterior.diagonal().sqrt()).log()
     return VAE(Generative(prior, decoder), q, Domain.real(D), draws=draws).requires_grad_(False).eval()
 
 
@@ -315,16 +316,16 @@ def test_clusters_need_a_mixture():
 
 def test_the_gap_of_one_row_is_its_divergence():
     m, s = torch.tensor([[0.7, -0.3]]), torch.tensor([[0.4, 1.3]])
-    found = gap(Aggregated(posterior_normals(m, s.log())), StandardNormal(2), draws=50_000, like=m, generator=generator())
-    assert abs(found.value - StandardNormal(2).kl_from(m, s, s.log()).item()) < 6 * found.error
+    found = gap(Aggregated(posterior_normals(DiagonalNormal(m, s.log()))), StandardNormal(2), draws=50_000, like=m, generator=generator())
+    assert abs(found.value - DiagonalNormal(m, s.log()).kl(StandardNormal(2)).item()) < 6 * found.error
     assert 0 < found.error < 0.02
 
 
 def test_the_gap_to_itself_is_nothing_and_to_the_prior_less_than_the_rows_pay():
     m, log_s = torch.randn(50, 2), torch.full((50, 2), -1.5)
-    whole = Aggregated(posterior_normals(m, log_s))
+    whole = Aggregated(posterior_normals(DiagonalNormal(m, log_s)))
     assert gap(whole, whole, like=m, generator=generator()) == (0.0, 0.0)
-    paid = StandardNormal(2).kl_from(m, log_s.exp(), log_s).mean()
+    paid = DiagonalNormal(m, log_s).kl(StandardNormal(2)).mean()
     apart = gap(whole, StandardNormal(2), draws=60_000, like=m, generator=generator())
     assert 6 * apart.error < apart.value < paid - 6 * apart.error
 

@@ -19,6 +19,7 @@ from pofx.domain import Domain
 from pofx.models.latent.decoder import Decoder, Heads
 from pofx.models.latent.generative import Generative
 from pofx.models.latent.inference import Draws, GaussianEncoder, Inference, log_terms, proposed_terms
+from pofx.models.latent.laws import DiagonalNormal
 from pofx.models.latent.priors import StandardNormal
 from pofx.objectives.elbo import LogTerms, effective_draws, elbo, iwae, iwae_error, log_weights
 
@@ -55,7 +56,7 @@ def exact_posterior(row):
 
 
 def kl(m, s):
-    return StandardNormal(m.shape[-1]).kl_from(m, s, s.log())
+    return DiagonalNormal(m, s.log()).kl(StandardNormal(m.shape[-1]))
 
 
 class ExactPosterior(Inference):
@@ -67,8 +68,8 @@ class ExactPosterior(Inference):
         log_q = torch.stack([q.log_prob(z[:, n]) for n, q in enumerate(qs)], dim=1)
         return Draws((z,), lambda: (log_q,), (None,))
 
-    def mean(self, x, c):
-        return torch.stack([exact_posterior(row).mean for row in x])
+    def mean(self, model, x, c):
+        return (torch.stack([exact_posterior(row).mean for row in x]),)
 
     def marginal(self, keep):
         return self
@@ -86,8 +87,8 @@ class FixedGaussian(Inference):
         log_q = TorchNormal(self.m, self.s).log_prob(z).sum(-1)
         return Draws((z,), lambda: (log_q,), (kl(self.m, self.s).expand(len(x)),))
 
-    def mean(self, x, c):
-        return self.m.expand(len(x), -1)
+    def mean(self, model, x, c):
+        return (self.m.expand(len(x), -1),)
 
     def marginal(self, keep):
         return self
@@ -227,20 +228,20 @@ def encoder(x, widths=(8,)):
 def test_the_encoder_says_the_density_it_draws_from(x, widths):
     q, model = encoder(x, widths), linear_gaussian()
     drawn = q.draw(model, x, None, 3, generator=torch.Generator().manual_seed(1))
-    m, log_s = q.mean_and_log_scale(x, None)
+    m, log_s = q.top(x, None).m, q.top(x, None).log_s
     s = log_s.exp()
     torch.testing.assert_close(drawn.log_q()[0], TorchNormal(m, s).log_prob(drawn.latents[0]).sum(-1))
-    torch.testing.assert_close(q.mean(x, None), m)
+    torch.testing.assert_close(q.mean(model, x, None)[0], m)
 
 
 def test_missing_cells_are_seen_only_when_expected(x):
     whole = x.nan_to_num(0.0)
-    assert encoder(whole).inlet.missing.numel() == 0
-    q = encoder(x)
-    before = q.mean(x, None)
+    assert encoder(whole).nets[0].inlet.missing.numel() == 0
+    q, model = encoder(x), linear_gaussian()
+    before = q.mean(model, x, None)[0]
     with torch.no_grad():
-        q.inlet.missing.normal_()
-    after = q.mean(x, None)
+        q.nets[0].inlet.missing.normal_()
+    after = q.mean(model, x, None)[0]
     holes = x.isnan().any(-1)
     torch.testing.assert_close(after[~holes], before[~holes])
     assert ((after - before).abs().amax(-1)[holes] > 1e-6).all()
@@ -262,7 +263,7 @@ def test_whole_rows_are_proposed_by_the_encoder_alone(x):
 
 def test_a_rows_proposal_does_not_depend_on_its_neighbours(x):
     q, model = encoder(x), linear_gaussian()
-    m, log_s = q.mean_and_log_scale(x, None)
+    m, log_s = q.top(x, None).m, q.top(x, None).log_s
     s = log_s.exp()
     drawn = q.propose(model, x, None, 5)
     z = drawn.latents[0]
@@ -275,8 +276,11 @@ def test_the_encoder_of_a_marginal_sees_the_others_as_missing(x):
     q, keep = encoder(x), [3, 0]
     shown = torch.full_like(x, NAN)
     shown[:, keep] = x[:, keep]
-    torch.testing.assert_close(q.marginal(keep).mean(x[:, keep], None), q.mean(shown, None))
-    torch.testing.assert_close(q.marginal(keep).marginal([1]).mean(x[:, [0]], None), q.marginal([0]).mean(x[:, [0]], None))
+    model = linear_gaussian()
+    (seen,), (expected,) = q.marginal(keep).mean(model, x[:, keep], None), q.mean(model, shown, None)
+    torch.testing.assert_close(seen, expected)
+    (seen,), (expected,) = (part.mean(model, x[:, [0]], None) for part in (q.marginal(keep).marginal([1]), q.marginal([0])))
+    torch.testing.assert_close(seen, expected)
 
 
 # -- decoder -----------------------------------------------------------------------------------------------------------

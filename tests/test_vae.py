@@ -18,6 +18,7 @@ from pofx.errors import FileError, PofxError, Unavailable
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative
 from pofx.models.latent.inference import GaussianEncoder
+from pofx.models.latent.laws import DiagonalNormal
 from pofx.models.latent.priors import StandardNormal
 from pofx.models.latent.vae import VAE, VAEConfig
 from pofx.types import Kind
@@ -53,8 +54,11 @@ def linear_vae(draws=64, context=0, **options):
     posterior = torch.linalg.inv(torch.eye(L) + W.T @ W / SIGMA**2)
     with torch.no_grad():
         encoder.features.scale.fill_(100.0)  # no row is 3 deviations out, where a linear encoder would be bent
-        encoder.inlet.weight[:L, :D], encoder.inlet.weight[L:] = 100 * posterior @ W.T / SIGMA**2, 0.0
-        encoder.inlet.bias[:L], encoder.inlet.bias[L:] = -posterior @ W.T @ MU / SIGMA**2, (1.2 * posterior.diagonal().sqrt()).log()
+        encoder.nets[0].inlet.weight[:L, :D], encoder.nets[0].inlet.weight[L:] = 100 * posterior @ W.T / SIGMA**2, 0.0
+        encoder.nets[0].inlet.bias[:L], encoder.nets[0].inlet.bias[L:] = (
+            -posterior @ W.T @ MU / SIGMA**2,
+            (1.2 * posterior.diagonal().sqrt()).log(),
+        )
     return model.requires_grad_(False).eval()
 
 
@@ -129,7 +133,7 @@ def test_conditions_shift_the_density():
     set_linear(model, torch.cat((W, b), 1))
     x, c = rows(10), torch.randn(10, 1)
     with torch.no_grad():
-        model.inference.inlet.weight[:L, D:] = -model.inference.inlet.weight[:L, :D] @ b / 100
+        model.inference.nets[0].inlet.weight[:L, D:] = -model.inference.nets[0].inlet.weight[:L, :D] @ b / 100
     value, error = model.log_prob_and_error(x, c, generator=generator())
     assert ((value - MultivariateNormal(MU, COVARIANCE).log_prob(x - c @ b.T)).abs() < 6 * error).all()
     drawn = model.sample(20_000, c[0], generator=generator())
@@ -326,8 +330,8 @@ def test_learning_begins_at_the_independent_model():
     model.initialise(x)
     columns = model.generative.decoder.columns
     alone = columns.log_prob(columns.fit(x, torch.ones(len(x), 1))[0], x).sum(-1)
-    m, log_s = model.inference.mean_and_log_scale(x, None)
-    torch.testing.assert_close(-model.loss(x), alone - StandardNormal(m.shape[-1]).kl_from(m, log_s.exp(), log_s))
+    m, log_s = model.inference.top(x, None).m, model.inference.top(x, None).log_s
+    torch.testing.assert_close(-model.loss(x), alone - DiagonalNormal(m, log_s).kl(StandardNormal(m.shape[-1])))
 
 
 def test_what_is_known_of_the_training_rows_does_not_change_the_loss():

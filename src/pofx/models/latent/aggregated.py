@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pofx.distributions.gaussian import DiagonalGaussians
-from pofx.models.latent.inference import GaussianEncoder
+from pofx.models.latent.inference import Encoder
 from pofx.models.latent.priors import NormalMixture, Prior, posterior_normals
 from pofx.types import Context, Generator, X
 
@@ -49,9 +49,9 @@ class Gap(NamedTuple):
 
 
 @torch.no_grad()
-def aggregated_posterior(q: GaussianEncoder, x: X, c: Context | None = None) -> Aggregated:
-    """The aggregated posterior of rows (N, D) and their conditions."""
-    return Aggregated(posterior_normals(*q.mean_and_log_scale(x, c)))
+def aggregated_posterior(q: Encoder, x: X, c: Context | None = None) -> Aggregated:
+    """The aggregated posterior of rows (N, D) and their conditions, of the top level."""
+    return Aggregated(posterior_normals(q.top(x, c)))
 
 
 @torch.no_grad()

@@ -2,33 +2,48 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pofx.models.latent.decoder import Decoder
+from pofx.models.latent.laws import Diagonal, Steered
 from pofx.models.latent.priors import Prior
+from pofx.nets.mlp import MLP
+from pofx.objectives.elbo import Levels
 from pofx.types import Generator
 
 
 class Generative(nn.Module):
-    """p(x, z | c) = p(z) prod_d p_d(x_d | h(z, c)): one law a variable, steered by the decoder h.
+    """p(x, z | c) = p(z_L) prod_l p(z_l | z_>l) prod_d p_d(x_d | h(z, c)): one law a variable, steered by the decoder h.
 
-    Latents are tuples with one entry for each level of a hierarchy, bottom first; here there is one.
+    Latents are tuples with one entry for each level, bottom first. The decoder sees all levels side by side.
 
     Args:
-        prior: p(z).
+        prior: p(z_L) of the top level.
         decoder: h and the laws.
+        links: p(z_l | z_>l) of the others, bottom first.
     """
 
-    def __init__(self, prior: Prior, decoder: Decoder) -> None:
+    def __init__(self, prior: Prior, decoder: Decoder, links: Sequence["Link"] = ()) -> None:
         super().__init__()
         self.prior = prior
         self.decoder = decoder
+        self.links: Sequence[Link] = nn.ModuleList(links)  # type: ignore[assignment]
 
-    def log_prior(self, latents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """log p of each level, of the batch shape of z."""
-        return (self.prior.log_prob(latents[0]),)
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Width of each level."""
+        return (*(link.law.latents for link in self.links), self.prior.latents)
 
-    def log_likelihood(self, latents: tuple[Tensor, ...], x: Tensor, c: Tensor | None = None, *, inside: bool = False) -> Tensor:
+    def prior_of(self, level: int, latents: Levels) -> "Prior | Steered":
+        """p(z_l | z_>l), of the top level p(z_L)."""
+        return self.prior if level == len(self.links) else self.links[level](latents[level + 1 :])
+
+    def log_prior(self, latents: Levels) -> Levels:
+        """log p of each level given those above, of the batch shape of z."""
+        return tuple(self.prior_of(level, latents).log_prob(z) for level, z in enumerate(latents))
+
+    def log_likelihood(self, latents: Levels, x: Tensor, c: Tensor | None = None, *, inside: bool = False) -> Tensor:
         """log p(x | z, c) for z (K, N, L), x (N, D), conditions c (N, C): (K, N). NaN cells count factor 1.
 
         Args:
@@ -39,19 +54,51 @@ class Generative(nn.Module):
         """
         return self.decoder.columns.log_prob(self.parameters_at(latents, c), x, inside=inside).sum(-1)
 
-    def parameters_at(self, latents: tuple[Tensor, ...], c: Tensor | None = None) -> Tensor:
+    def parameters_at(self, latents: Levels, c: Tensor | None = None) -> Tensor:
         """The parameters of the laws of x, (*batch, P)."""
-        parameters: Tensor = self.decoder(latents[0], c)
+        parameters: Tensor = self.decoder(beside(latents), c)
         return parameters
 
-    def draw_latents(self, shape: tuple[int, ...], *, like: Tensor, generator: Generator = None) -> tuple[Tensor, ...]:
-        """Draws from the prior, one (*shape, L) for each level."""
-        return (self.prior.sample(shape, like=like, generator=generator),)
+    def draw_latents(self, shape: tuple[int, ...], *, like: Tensor, generator: Generator = None) -> Levels:
+        """Draws from the prior, one (*shape, L) for each level: the top first, then each given those above."""
+        latents: Levels = (self.prior.sample(shape, like=like, generator=generator),)
+        for link in reversed(self.links):
+            latents = (link(latents).draw(shape, generator=generator).z, *latents)
+        return latents
 
-    def sample(self, latents: tuple[Tensor, ...], c: Tensor | None = None, *, generator: Generator = None) -> Tensor:
+    def levels_of(self, z: Tensor) -> Levels:
+        """The levels that stand side by side in z (*batch, sum of sizes), bottom first: what `beside` joins."""
+        return z.split(self.sizes, dim=-1)
+
+    def sample(self, latents: Levels, c: Tensor | None = None, *, generator: Generator = None) -> Tensor:
         """x ~ p(x | z, c): one draw for each z."""
         return self.decoder.columns.sample(self.parameters_at(latents, c), generator=generator)
 
     def marginal(self, keep: Sequence[int]) -> "Generative":
         """p of some variables: given z they are independent, so the others' heads are dropped. Exact."""
-        return Generative(self.prior, self.decoder.marginal(keep))
+        return Generative(self.prior, self.decoder.marginal(keep), self.links)
+
+
+class Link(nn.Module):
+    """p(z_l | z_>l) = N(m, diag s^2), m and log s from a network that sees all levels above. It begins at N(0, I).
+
+    Args:
+        above: width of z_>l.
+        latents: width of z_l.
+        widths: hidden widths; () makes m and log s affine.
+        dropout: share of hidden units dropped while training.
+    """
+
+    def __init__(self, above: int, latents: int, widths: tuple[int, ...], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.law = Diagonal(latents)
+        self.net = MLP(above, self.law.outputs, widths, dropout=dropout)
+
+    def forward(self, above: Levels) -> Steered:
+        """The law of z_l, batched like the levels above."""
+        return self.law(self.net(beside(above)))
+
+
+def beside(latents: Levels) -> Tensor:
+    """All levels as one vector, bottom first."""
+    return latents[0] if len(latents) == 1 else torch.cat(latents, dim=-1)

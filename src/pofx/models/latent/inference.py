@@ -1,18 +1,21 @@
 """Inference: where draws of z given x come from. It serves a generative model and is no part of it."""
 
 import abc
-import math
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from pofx.domain import Domain
 from pofx.errors import Unavailable
 from pofx.models.latent.decoder import activation, conditioned
-from pofx.models.latent.generative import Generative
+from pofx.models.latent.generative import Generative, beside
+from pofx.models.latent.laws import Diagonal, Drawn, LatentLaw, Steered
 from pofx.nets.features import Features
 from pofx.nets.mlp import MLP
 from pofx.objectives.elbo import Divergences, Levels, LogTerms, log_weights
@@ -27,14 +30,16 @@ class Draws(NamedTuple):
     Args:
         latents: z, (K, N, L).
         log_q: gives log q(z | x), (K, N).
-        kl: KL(q(z | x) || p(z)) in closed form, (N,), or None.
+        kl: KL(q(z | x) || p(z)) in closed form, (N,), its mean over the draws of other levels that it depends on; or None.
         held: gives log q at any z, (K, N), with q's own numbers held: its gradient passes through z alone. None: q does not say.
+        density: gives log q at any z, (K, N). None: q does not say.
     """
 
     latents: Levels
     log_q: Callable[[], Levels]
     kl: Divergences
     held: Callable[[Levels], Levels] | None = None
+    density: Callable[[Levels], Levels] | None = None
 
 
 class Inference(nn.Module, abc.ABC):
@@ -49,8 +54,8 @@ class Inference(nn.Module, abc.ABC):
         return self.draw(model, x, c, draws, generator=generator)
 
     @abc.abstractmethod
-    def mean(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """E_q[z] of the bottom level, (N, L)."""
+    def mean(self, model: Generative, x: Tensor, c: Tensor | None) -> Levels:
+        """The centre of each level, (N, L): E_q[z] of a single one; of several, each given the centres of those drawn before it."""
 
     @abc.abstractmethod
     def marginal(self, keep: Sequence[int]) -> "Inference":
@@ -60,8 +65,23 @@ class Inference(nn.Module, abc.ABC):
         """Set what depends on the rows x (N, D): scales of inputs, which cells can be missing."""
 
 
-class GaussianEncoder(Inference):
-    """q(z | x, c) = N(m, diag s^2), with m and s from one network that sees x, and which cells it lacks.
+class Path(StrEnum):
+    """In which order q draws the levels, and what each sees beside the row.
+
+    top-down    q(z_L | x) prod_l q(z_l | x, z_>l)
+    ladder      the same with q(z_l | x, z_>l) proportional to N(z_l; m(x), s(x)^2) p(z_l | z_>l): the row corrects the prior's path
+    bottom-up   q(z_1 | x) prod_l q(z_l | x, z_<l)
+
+    Source: ladder: Soenderby et al., "Ladder variational autoencoders", NeurIPS 2016, arXiv:1602.02282.
+    """
+
+    TOP_DOWN = "top-down"
+    LADDER = "ladder"
+    BOTTOM_UP = "bottom-up"
+
+
+class Encoder(Inference):
+    """q(z | x, c): for each level of latents a law, steered by a network that sees x, which cells it lacks, and the levels drawn before.
 
     Numbers enter standardised and no further than 3 deviations out (one rare pixel or outlier must not drown the
     others), levels one-hot, missing cells as 0. The weights of "this cell is missing" are there
@@ -73,26 +93,34 @@ class GaussianEncoder(Inference):
 
     Args:
         domain: what x is.
-        latents: L.
+        laws: of each level of z, bottom first.
         context: width of c.
-        widths: hidden widths; () makes m and log s affine in the features.
+        widths: hidden widths; () makes what steers a law affine in the features.
         dropout: share of hidden units dropped while training.
+        path: the order of the levels.
     """
 
     at: Tensor | None
 
     def __init__(
-        self, domain: Domain, latents: int, *, context: int = 0, widths: tuple[int, ...] = (256, 256), dropout: float = 0.0
+        self,
+        domain: Domain,
+        laws: Sequence[LatentLaw],
+        *,
+        context: int = 0,
+        widths: tuple[int, ...] = (256, 256),
+        dropout: float = 0.0,
+        path: Path = Path.TOP_DOWN,
     ) -> None:
         super().__init__()
         self.features = Features(domain, mask=False).to(torch.get_default_dtype())
         self.size = len(domain)
         self.inputs = self.features.width + context
-        self.inlet = Inlet(self.inputs, (*widths, 2 * latents)[0], len(domain))
-        self.rest = (
-            nn.Sequential(*activation(dropout), *MLP(widths[0], 2 * latents, widths[1:], zero_last=False, dropout=dropout))
-            if widths
-            else nn.Sequential()
+        self.path = path
+        self.laws: Sequence[LatentLaw] = nn.ModuleList(laws)  # type: ignore[assignment]
+        before = [sum(laws[j].latents for j in self._drawn_before(level)) for level in range(len(laws))]
+        self.nets: Sequence[LevelNet] = nn.ModuleList(  # type: ignore[assignment]
+            LevelNet(self.inputs, len(domain), seen, law.outputs, widths, dropout) for seen, law in zip(before, laws, strict=True)
         )
         self.register_buffer("at", None, persistent=False)  # of a marginal: where its variables stand
 
@@ -100,67 +128,162 @@ class GaussianEncoder(Inference):
         """Take scales and the missing cells from rows x (N, D)."""
         self.features.fit(x)
         if bool(x.isnan().any()):
-            self.inlet.expect_missing()
+            for net in self.nets:
+                net.inlet.expect_missing()
 
     def draw(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
-        """z = m + s eps with eps ~ N(0, I), and the prior's closed form of the KL where it has one."""
-        m, log_s = self.mean_and_log_scale(x, c)
-        eps = torch.randn(draws, *m.shape, generator=generator, dtype=m.dtype, device=m.device)
-        s = log_s.exp()
-        z = torch.addcmul(m, s, eps)
-
-        def held(latents: Levels) -> Levels:
-            return (_log_normal((latents[0] - m.detach()) / s.detach(), log_s.detach()),)
-
-        return Draws((z,), lambda: (_log_normal(eps, log_s),), (model.prior.kl_from(m, s, log_s),), held)
+        """Each level from its law, given those drawn before, and closed forms of the KL where the laws have them."""
+        seen, shape = self.see(x, c), (draws, len(x))
+        drawn: dict[int, Drawn] = {}
+        laws: dict[int, Steered] = {}
+        for level in self._order:
+            laws[level] = self.law(level, seen, {j: d.z for j, d in drawn.items()}, model)
+            drawn[level] = laws[level].draw(shape, generator=generator)
+        latents = tuple(drawn[level].z for level in range(len(self.laws)))
+        return Draws(
+            latents,
+            lambda: tuple(drawn[level].log_prob() for level in range(len(latents))),
+            tuple(self._kl(level, laws[level], model, latents) for level in range(len(latents))),
+            None if self.path is Path.LADDER else lambda z: self._held(seen, z, model),
+            lambda z: self(seen, z, model),
+        )
 
     def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
         """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
+        drawn = self.draw(model, x, c, draws, generator=generator)
         half_u = 0.5 - 0.5 * (~x.isnan()).sum(-1).to(x) / self.size
-        if not bool(half_u.any()):
-            return self.draw(model, x, c, draws, generator=generator)
-        m, log_s = self.mean_and_log_scale(x, c)
-        s, shape = log_s.exp(), (draws, len(x))
-        eps = torch.randn(*shape, m.shape[-1], generator=generator, dtype=m.dtype, device=m.device)
-        (prior,) = model.draw_latents(shape, like=m, generator=generator)
-        from_prior = torch.rand(shape, generator=generator, dtype=m.dtype, device=m.device) < half_u
-        z = torch.where(from_prior[..., None], prior, m + s * eps)
+        return _hedged(drawn, model, half_u, generator) if bool(half_u.any()) else drawn
 
-        def log_q() -> Levels:
-            (prior_at,) = model.log_prior((z,))
-            return (torch.logaddexp(torch.log1p(-half_u) + _log_normal((z - m) / s, log_s), half_u.log() + prior_at),)
+    def forward(self, seen: "Seen", latents: Levels, model: Generative) -> Levels:
+        """log q of each level at any z, (K, N)."""
+        return tuple(self.law(level, seen, dict(enumerate(latents)), model).log_prob(z) for level, z in enumerate(latents))
 
-        return Draws((z,), log_q, (None,))
+    def mean(self, model: Generative, x: Tensor, c: Tensor | None) -> Levels:
+        """The means of the laws, in the order of the path."""
+        seen, means = self.see(x, c), dict[int, Tensor]()
+        for level in self._order:
+            means[level] = self.law(level, seen, means, model).mean
+        return tuple(means[level] for level in range(len(self.laws)))
 
-    def mean(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """m."""
-        return self.mean_and_log_scale(x, c)[0]
+    def law(self, level: int, seen: "Seen", latents: Mapping[int, Tensor], model: Generative) -> Steered:
+        """q of a level given what is seen of the rows and at least the levels drawn before."""
+        before = tuple(latents[j] for j in self._drawn_before(level))
+        law = self.laws[level](self.nets[level](*seen, beside(before) if before else None))
+        if self.path is not Path.LADDER or level == len(self.laws) - 1:
+            return law
+        return law.times(model.links[level](tuple(latents[j] for j in range(level + 1, len(self.laws)))))
 
-    def mean_and_log_scale(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """m and log s, (N, L) each."""
+    def top(self, x: Tensor, c: Tensor | None) -> Steered:
+        """q(z_L | x, c) of the top level.
+
+        Raises:
+            Unavailable: it sees other latents first.
+        """
         return self.of_seen(*self.see(x, c))
 
-    def see(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the network sees of rows (N, D) and their conditions, (N, F), and which cells are missing, as `Inlet` has it."""
+    def see(self, x: Tensor, c: Tensor | None) -> "Seen":
+        """What the networks see of rows (N, D) and their conditions."""
         x = self._whole(x)
-        return conditioned(self.features(x).clamp_(-FARTHEST, FARTHEST), c), self.inlet.lacking(x)
+        return Seen(conditioned(self.features(x).clamp_(-FARTHEST, FARTHEST), c), self.nets[0].inlet.lacking(x))
 
-    def of_seen(self, f: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor]:
-        """m and log s of what `see` gives."""
-        m, log_s = self.rest(self.inlet(f, lacking)).chunk(2, dim=-1)
-        return m, log_s
+    def of_seen(self, f: Tensor, lacking: Tensor) -> Steered:
+        """The law of the top level at what `see` gives."""
+        top = len(self.laws) - 1
+        if self._drawn_before(top):
+            raise Unavailable("law of the top latents", "bottom-up inference", "it draws others first", instead="path='top-down'")
+        return self.laws[top](self.nets[top](f, lacking, None))
 
-    def marginal(self, keep: Sequence[int]) -> "GaussianEncoder":
+    def marginal(self, keep: Sequence[int]) -> "Encoder":
         """The encoder fed with NaN for every variable but those."""
-        part = GaussianEncoder.__new__(GaussianEncoder)
-        nn.Module.__init__(part)
-        part.features, part.inlet, part.rest, part.size, part.inputs = self.features, self.inlet, self.rest, self.size, self.inputs
+        part = copy.copy(self)
+        part._buffers = dict(self._buffers)  # its own: the networks stay shared
         before = torch.arange(self.size) if self.at is None else self.at
         part.register_buffer("at", before[list(keep)], persistent=False)
         return part
 
+    @property
+    def _order(self) -> range:
+        levels = range(len(self.laws))
+        return levels if self.path is Path.BOTTOM_UP else levels[::-1]
+
+    def _drawn_before(self, level: int) -> range:
+        """The levels whose draws the network of a level sees."""
+        if self.path is Path.LADDER:
+            return range(0)
+        return range(level) if self.path is Path.BOTTOM_UP else range(level + 1, len(self.laws))
+
+    def _kl(self, level: int, law: Steered, model: Generative, latents: Levels) -> Tensor | None:
+        """Of a bottom-up path in closed form at the top only: elsewhere p is given draws that have seen this level's."""
+        if self.path is Path.BOTTOM_UP and level < len(self.laws) - 1:
+            return None
+        kl = law.kl(model.prior_of(level, latents))
+        return kl if kl is None or kl.ndim == 1 else kl.mean(0)
+
+    def _held(self, seen: "Seen", latents: Levels, model: Generative) -> Levels:
+        numbers = {name: p.detach() for name, p in self.named_parameters()}
+        held: Levels = functional_call(self, numbers, (Seen(*(v.detach() for v in seen)), latents, model))
+        return held
+
     def _whole(self, x: Tensor) -> Tensor:
         return x if self.at is None else x.new_full((len(x), self.size), torch.nan).index_copy(1, self.at, x)
+
+
+class GaussianEncoder(Encoder):
+    """q(z | x, c) = N(m, diag s^2): one level.
+
+    Args:
+        domain: what x is.
+        latents: L.
+        context: width of c.
+        widths: hidden widths.
+        dropout: share of hidden units dropped while training.
+    """
+
+    def __init__(
+        self, domain: Domain, latents: int, *, context: int = 0, widths: tuple[int, ...] = (256, 256), dropout: float = 0.0
+    ) -> None:
+        super().__init__(domain, [Diagonal(latents)], context=context, widths=widths, dropout=dropout)
+
+
+class Seen(NamedTuple):
+    """What a network sees of rows.
+
+    Args:
+        f: features of the observed cells and the conditions, (N, F).
+        lacking: which cells are missing, (N, D); (N, 0) where none is expected to be.
+    """
+
+    f: Tensor
+    lacking: Tensor
+
+
+class LevelNet(nn.Module):
+    """What steers the law of one level: r(W f + U lacking + V z + b), z the levels drawn before.
+
+    What is seen of a row is taken in once, whatever the number of draws.
+
+    Args:
+        features: width of f.
+        variables: how many cells x has.
+        before: width of z.
+        outputs: how many numbers steer the law.
+        widths: hidden widths.
+        dropout: share of hidden units dropped while training.
+    """
+
+    def __init__(self, features: int, variables: int, before: int, outputs: int, widths: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        first, *others = (*widths, outputs)
+        self.inlet = Inlet(features, first, variables)
+        self.before = nn.Linear(before, first, bias=False) if before else None
+        layers = [*activation(dropout), *MLP(first, outputs, others[:-1], zero_last=False, dropout=dropout)] if widths else []
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, f: Tensor, lacking: Tensor, z: Tensor | None) -> Tensor:
+        """(N, F), what `Inlet.lacking` gives and (*batch, N, B) -> (*batch, N, outputs)."""
+        h = self.inlet(f, lacking)
+        a: Tensor = self.rest(h if self.before is None else h + self.before(z))
+        return a
 
 
 class Inlet(nn.Linear):
@@ -278,7 +401,7 @@ def mean_terms(
     inside: bool = False,
 ) -> LogTerms:
     """The table of one z a row, the mean of q, whatever `draws` says: a point, so it has neither log q nor divergence."""
-    latents = (inference.mean(x, c)[None],)
+    latents = tuple(z[None] for z in inference.mean(model, x, c))
     return LogTerms(latents, model.log_likelihood(latents, x, c, inside=inside), lambda: model.log_prior(latents), tuple, ())
 
 
@@ -297,6 +420,19 @@ def _table(model: Generative, drawn: Draws, likelihood: Tensor, generator: Gener
     return LogTerms(drawn.latents, likelihood, lambda: model.log_prior(drawn.latents), drawn.log_q, drawn.kl, prior_draws)
 
 
-def _log_normal(eps: Tensor, log_s: Tensor) -> Tensor:
-    """log N(m + s eps; m, diag s^2)."""
-    return -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_s.sum(-1)
+def _hedged(drawn: Draws, model: Generative, share: Tensor, generator: Generator) -> Draws:
+    """Draws of (1 - share) q + share p, all levels together, from those of q; share (N,)."""
+    density = drawn.density
+    if density is None:
+        raise TypeError("a mixture with the prior needs q's density at any z")
+    like = drawn.latents[0]
+    prior = model.draw_latents(tuple(like.shape[:2]), like=like, generator=generator)
+    from_prior = torch.rand(like.shape[:2], generator=generator, dtype=like.dtype, device=like.device) < share
+    latents = tuple(torch.where(from_prior[..., None], p, q) for p, q in zip(prior, drawn.latents, strict=True))
+
+    def log_q() -> Levels:
+        log_p = sum(model.log_prior(latents), torch.zeros_like(share))
+        joint = torch.logaddexp(torch.log1p(-share) + sum(density(latents), torch.zeros_like(share)), share.log() + log_p)
+        return (joint, *(torch.zeros_like(joint) for _ in latents[1:]))  # one mixture of all levels: it has no factors
+
+    return Draws(latents, log_q, (None,) * len(latents))

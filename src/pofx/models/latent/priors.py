@@ -12,6 +12,7 @@ from pofx.distributions.drawing import draw
 from pofx.distributions.gaussian import DiagonalGaussians
 from pofx.errors import OptionError
 from pofx.models.base import Model
+from pofx.models.latent.laws import DiagonalNormal, Moments, Steered
 from pofx.types import Context, Generator, Kind, Latent, Nats, X
 
 _APART = math.sqrt(32)  # deviations of a component between two centres
@@ -38,8 +39,8 @@ class Prior(nn.Module, abc.ABC):
     def sample(self, shape: tuple[int, ...], *, like: Tensor, generator: Generator = None) -> Tensor:
         """Draws (*shape, L), of the dtype and on the device of `like`."""
 
-    def kl_from(self, mean: Latent, scale: Latent, log_scale: Latent) -> Nats | None:
-        """KL(N(mean, diag scale^2) || p) where it has a closed form, else None: the bound then uses the draws."""
+    def cross_entropy(self, moments: Moments) -> Nats | None:
+        """-E[log p(z)] over any law of those moments, where they are all that it depends on; else None: the bound then uses the draws."""
         return None
 
     def initialise(self, x: X, c: Context | None = None) -> None:
@@ -57,11 +58,10 @@ class StandardNormal(Prior):
         """Draws (*shape, L)."""
         return torch.randn(*shape, self.latents, generator=generator, dtype=like.dtype, device=like.device)
 
-    def kl_from(self, mean: Latent, scale: Latent, log_scale: Latent) -> Nats:
-        """sum_l (m_l^2 + s_l^2 - 1) / 2 - log s_l."""
-        # In few operations: in a training step each costs more than its arithmetic.
-        half = torch.addcmul(-0.5 - log_scale, mean, mean, value=0.5)
-        return torch.addcmul(half, scale, scale, value=0.5).sum(-1)
+    def cross_entropy(self, moments: Moments) -> Nats:
+        """sum_l (mean_l^2 + variance_l + log 2 pi) / 2."""
+        squares = torch.addcmul(moments.variance, moments.mean, moments.mean)
+        return 0.5 * squares.sum(-1) + 0.5 * self.latents * math.log(2 * math.pi)
 
 
 class NormalMixture(Prior):
@@ -131,7 +131,7 @@ class Mixture(NormalMixture):
 
 @runtime_checkable
 class Posterior(Protocol):
-    """A q(z | x, c) = N(m, diag s^2) that is a function of what it sees of a row."""
+    """A q(z | x, c) that is a function of what it sees of a row."""
 
     @property
     def inputs(self) -> int:
@@ -140,8 +140,8 @@ class Posterior(Protocol):
     def see(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """What it sees of rows and conditions, (N, F), and which cells lack, (N, D), or (N, 0) where none is expected to."""
 
-    def of_seen(self, f: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor]:
-        """m and log s, (N, L) each."""
+    def of_seen(self, f: Tensor, lacking: Tensor) -> Steered:
+        """Its law of the top level, batched (N,)."""
 
 
 class Vamp(NormalMixture):
@@ -188,7 +188,7 @@ class Vamp(NormalMixture):
     @property
     def components(self) -> DiagonalGaussians:
         """q(z | u_k)."""
-        return posterior_normals(*self._q[0].of_seen(self.u, self.lacking))
+        return posterior_normals(self._q[0].of_seen(self.u, self.lacking))
 
 
 class ModelPrior(Prior):
@@ -218,6 +218,12 @@ class ModelPrior(Prior):
         return self.model.sample(math.prod(shape), generator=generator).to(like).view(*shape, self.latents)
 
 
-def posterior_normals(m: Float[Tensor, "N L"], log_s: Float[Tensor, "N L"]) -> DiagonalGaussians:
-    """N(m_n, diag s_n^2), in double precision."""
-    return DiagonalGaussians(m.double(), (2 * log_s.double()).exp())
+def posterior_normals(q: Steered) -> DiagonalGaussians:
+    """The laws of a batch (N,), each a component, in double precision.
+
+    Raises:
+        OptionError: they are not normal with independent units.
+    """
+    if not isinstance(q, DiagonalNormal):
+        raise OptionError(f"a mixture of posteriors needs normal ones with independent units: posterior='diagonal', not {type(q).__name__}")
+    return DiagonalGaussians(q.m.double(), (2 * q.log_s.double()).exp())

@@ -13,8 +13,9 @@ from pofx.domain import Domain
 from pofx.errors import OptionError, PofxError, Unavailable
 from pofx.models.base import GradientConfig, Model, Scheduled, Takes, Widths, labelled
 from pofx.models.latent.decoder import Decoder
-from pofx.models.latent.generative import Generative
-from pofx.models.latent.inference import GaussianEncoder, Inference, proposed_terms
+from pofx.models.latent.generative import Generative, Link, beside
+from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
+from pofx.models.latent.laws import Diagonal
 from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
@@ -200,7 +201,7 @@ class VAE(Model, Scheduled):
         for rows, cs in self._pieces(x, c, self.draws):
             terms = proposed_terms(self.generative, self.inference, rows, cs, self.draws, generator=generator)
             w = log_weights(terms).softmax(0)
-            parts.append(torch.einsum("kn,knj->nj", w, prior.responsibilities(terms.latents[0])))
+            parts.append(torch.einsum("kn,knj->nj", w, prior.responsibilities(terms.latents[-1])))
         return torch.cat(parts)
 
     def _filled(self, x: Tensor, fill: Callable[[LogTerms], Tensor], generator: Generator) -> Tensor:
@@ -214,8 +215,8 @@ class VAE(Model, Scheduled):
 
     @labelled(Kind.ESTIMATE)
     def _encode(self, x: X, c: Context | None) -> Latent:
-        """The mean of q(z | x, c)."""
-        return self.inference.mean(*self._inputs(x, c))
+        """The centres of q(z | x, c), all levels side by side."""
+        return beside(self.inference.mean(self.generative, *self._inputs(x, c)))
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         """The centre of p(x | z, c): the mean of numbers, the most probable level."""
@@ -259,8 +260,13 @@ class VAEConfig(GradientConfig):
     }
 
     latents: int | None = Field(None, ge=1, le=2**14, description="width of z; None: 2 sqrt(D)")
+    higher_latents: Widths = Field(
+        (), description="widths of further levels above z, bottom first: p(z_l | z_>l) are networks; () is one level"
+    )
+    path: Path = Field(Path.TOP_DOWN, description="order in which q draws several levels: top-down, ladder or bottom-up")
     prior: str = Field(
-        "normal", description="p(z): normal, mixture, vamp, or a family that learns by gradients, such as realnvp or nsf:layers=2"
+        "normal",
+        description="p(z), of the top level: normal, mixture, vamp, or a family that learns by gradients, such as realnvp or nsf:layers=2",
     )
     prior_components: int = Field(16, ge=1, le=2**16, description="of a mixture, or pseudo-inputs of a VampPrior")
     pseudo_inputs: Literal["learned", "kept"] = Field("learned", description="of a VampPrior: whether they move, or stay training rows")
@@ -320,21 +326,30 @@ class VAEConfig(GradientConfig):
 
     def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""
-        latents = self.latents or max(2, round(2 * len(domain) ** 0.5))
+        if self.path is not Path.TOP_DOWN and not self.higher_latents:
+            raise OptionError(f"path={self.path.value!r} orders several levels: give higher_latents, the widths of those above z")
+        sizes = (self.latents or max(2, round(2 * len(domain) ** 0.5)), *self.higher_latents)
         width = 0 if context is None else len(context)
         columns = Columns([default_law(v) for v in domain.variables])
-        decoder = Decoder(latents, columns, context=width, widths=self.widths[::-1], dropout=self.dropout, tilts=self.tilts)
-        encoder = GaussianEncoder(domain, latents, context=width, widths=self.widths, dropout=self.dropout)
-        generative = Generative(self._prior(latents, encoder), decoder)
+        widths = self.widths[::-1]
+        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts)
+        links = [Link(sum(sizes[level + 1 :]), size, widths, self.dropout) for level, size in enumerate(sizes[:-1])]
+        laws = [Diagonal(size) for size in sizes]
+        encoder = Encoder(domain, laws, context=width, widths=self.widths, dropout=self.dropout, path=self.path)
+        generative = Generative(self._prior(sizes[-1], encoder), decoder, links)
         return VAE(generative, encoder, domain, context, draws=self.draws, objective=self._learning(), loss_draws=self.loss_draws)
 
-    def _prior(self, latents: int, encoder: GaussianEncoder) -> Prior:
+    def _prior(self, latents: int, encoder: Encoder) -> Prior:
         """The untrained prior."""
         if self.prior == "normal":
             return StandardNormal(latents)
         if self.prior == "mixture":
             return Mixture(latents, self.prior_components)
         if self.prior == "vamp":
+            if self.path is Path.BOTTOM_UP and self.higher_latents:
+                raise OptionError(
+                    "prior='vamp' asks q for the top level alone: path='bottom-up' draws the others first, take path='top-down'"
+                )
             return Vamp(latents, self.prior_components, encoder, learned=self.pseudo_inputs == "learned")
         return ModelPrior(_by_gradients(self.prior).build(Domain.real(latents)))
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import pofx
 from pofx.ask.generic import acquire
 from pofx.cli.main import app
+from pofx.distributions.base import inverse_positive
 from pofx.domain import Domain, Variable
 from pofx.domain import VariableKind as K
 from pofx.errors import DataError, OptionError, Unavailable
@@ -23,6 +24,7 @@ from pofx.models.base import Model
 from pofx.models.circuits.chow_liu import ChowLiuConfig
 from pofx.models.classical.gaussian import GaussianConfig
 from pofx.models.classical.latent_class import LatentClassConfig
+from pofx.models.latent.vae import VAEConfig
 from pofx.testing.subject import Blind
 from pofx.types import Kind
 
@@ -247,3 +249,31 @@ def test_in_the_shell(p, tmp_path):
     known = CliRunner().invoke(app, ["acquire", *files, "--target", "noise"])
     assert isinstance(known.exception, OptionError)
     assert "row 1: target 'noise' is observed" in str(known.exception)
+
+
+# -- a model with latents ----------------------------------------------------------------------------------------------
+
+
+def linear_vae(dim: int = 5, latents: int = 2) -> tuple[Model, torch.Tensor]:
+    """x = W z + 0.6 e as a VAE, and the covariance of x; q is a rough encoder, which weights must correct."""
+    w = torch.randn(dim, latents, generator=generator(3), dtype=torch.float64)
+    vae = VAEConfig(latents=latents, widths=()).build(Domain.real(dim))
+    with torch.no_grad():
+        heads, inlet = vae.generative.decoder.heads, vae.inference.nets[0].inlet
+        heads.weight.zero_(), heads.bias.zero_(), inlet.weight.zero_(), inlet.bias.zero_()
+        heads.weight[0::2], heads.bias[1::2] = w, inverse_positive(torch.tensor(0.6) - heads.columns.laws[0].floor)
+    return vae.eval(), w @ w.T + 0.36 * torch.eye(dim)
+
+
+@pytest.mark.parametrize(("row", "target"), [([NAN] * 5, [0]), ([NAN, NAN, 1.0, NAN, NAN], [0, 3])])
+def test_gains_of_a_model_with_latents_are_those_of_its_law(row, target):
+    vae, covariance = linear_vae()
+    known = [d for d in range(5) if not math.isnan(row[d])]
+    found = acquire(vae, torch.tensor(row), target, generator=generator())
+    assert {one.kind for one in found.gains} == {Kind.ESTIMATE}
+    assert "mixture over draws of the latents" in found.how
+    for one in found.gains:
+        exact = information(covariance, target, [int(one.variable[1:])], known)
+        assert abs(one.gain - exact) < SIGMAS * one.error + 0.02  # 2048 draws of z stand for all
+    order = sorted((d for d in range(5) if d not in [*target, *known]), key=lambda d: -information(covariance, target, [d], known))
+    assert found.variables[0] == f"x{order[0]}"

@@ -226,6 +226,15 @@ class Model(nn.Module, abc.ABC):
         """
         return self._log_expectation(factors)
 
+    def over_latents(self) -> "Model":
+        """p(x) as a mixture over draws of its latents, whose marginals and conditionals have closed forms; an estimate of p.
+
+        Raises:
+            Unavailable: the family has no latents that it could be a mixture over.
+        """
+        with torch.no_grad():
+            return self._over_latents()
+
     def entropy(self) -> float:
         """-E[log p(x)] in nats, with respect to the domain's base measure.
 
@@ -313,6 +322,9 @@ class Model(nn.Module, abc.ABC):
 
     def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
         raise self._refuse("expectation of products", "the mean over draws")
+
+    def _over_latents(self) -> "Model":
+        raise self._refuse("mixture over draws")
 
     def _entropy(self) -> Tensor | float:
         raise self._refuse("entropy", "the mean of -log_prob over draws")

@@ -97,6 +97,9 @@ def acquire(
     unbiased where the log-densities are exact; else each of those is an importance estimate (200 draws), whose error is part of the
     standard error. A set is chosen by some draws and measured by others, so that its numbers are not the largest by luck.
 
+    A model with latents z and a bound for a density (a VAE) is asked as the mixture sum_k w_k p(. | z_k) over draws of p(z | x_o), whose
+    marginals are summed in closed form: an ESTIMATE, whose standard error is that of the draws of x, not of z.
+
     The aim is that of Ma et al., "EDDI: Efficient Dynamic Discovery of High-Value Information with Partial VAE", ICML 2019,
     arXiv:1809.11142, who estimate it for a VAE; the bound of greedy choice: Krause and Guestrin, "Near-optimal nonmyopic value of
     information in graphical models", UAI 2005.
@@ -104,7 +107,7 @@ def acquire(
     Cost: two log-densities a draw and candidate (one for each of few values of the target), k times.
 
     Args:
-        model: p(x), with an exact density.
+        model: p(x), with an exact density, or one with latents.
         row: the values of observed variables, NaN elsewhere.
         target: the variables to learn about, all unobserved.
         budget: k, how many to measure.
@@ -114,10 +117,13 @@ def acquire(
     Raises:
         OptionError: no target, a target that is observed or named twice, nothing unobserved beside it, a budget under 1 or beyond what
             is unobserved, or under 2 draws.
-        Unavailable: the density is a bound or has no constant (a difference of bounds bounds nothing), the model is a p(x | c), or the
-            observed values have probability 0.
+        Unavailable: the density is a bound or has no constant (a difference of bounds bounds nothing) and the model has no latents that
+            stand for it, it is a p(x | c), or the observed values have probability 0.
     """
     candidates = _checked(model, row, target, budget, draws)
+    if model.density is not Kind.EXACT:
+        model, at = _stand_in(model, row)
+        row, target, candidates = torch.full((len(at),), torch.nan).to(row), [at[d] for d in target], [at[d] for d in candidates]
     asked = _Question(model, row, tuple(target), draws, generator)
     if budget == 1:
         found = sorted((asked.step((), d) for d in candidates), key=lambda one: -one.gain)
@@ -144,13 +150,18 @@ class _Question:
     def how(self) -> str:
         """Whether anything was drawn."""
         if "draws" not in self.__dict__:
-            return "tables summed"
+            return f"tables summed{self.stands}"
         marginals = "" if self.sums else ", marginals by importance sampling"
-        return f"the mean over {len(self.draws.rows)} draws{marginals}, where the kind is estimate"
+        return f"the mean over {len(self.draws.rows)} draws{marginals}{self.stands}, where the kind is estimate"
+
+    @property
+    def stands(self) -> str:
+        """What stands for the model, if something does."""
+        return "" if self.model.density is Kind.EXACT else ", of a mixture over draws of the latents"
 
     @property
     def sums(self) -> bool:
-        return self.model.missing is Kind.EXACT
+        return self.model.missing is self.model.density  # both exact, or both those of a mixture over draws
 
     @cached_property
     def event(self) -> Event:
@@ -176,7 +187,7 @@ class _Question:
         both = tuple(sorted((*a, *b)))
         tables = self._summed(tuple(sorted(a))), self._summed(both)
         if tables[0] is not None and tables[1] is not None:
-            return tables[1] - tables[0], 0.0, Kind.EXACT
+            return tables[1] - tables[0], 0.0, self.model.density
         (less, its_error), (more, error) = self._at_draws(tuple(sorted(a))), self._at_draws(both)
         each, within = more - less, error + its_error
         variance = float(each.var()) / min(len(each), self.draws.ess) + float(within.sum()) / len(each) ** 2
@@ -234,6 +245,12 @@ class _Question:
         return log_p(self.model, self.draws.rows, keep, self.sums, self.generator)
 
 
+def _stand_in(model: Model, row: Point) -> tuple[Model, dict[int, int]]:
+    """What stands for p(. | x_o), over what is unobserved, and where the variables are in it."""
+    mixture = model.conditional(row) if bool((~row.isnan()).any()) else model.over_latents()
+    return mixture, {d: i for i, d in enumerate(row.isnan().nonzero().flatten().tolist())}
+
+
 def _negentropy(log_joint: Tensor) -> Tensor:
     """Sum over t of p(t | row) log p(t | row), from log p(t, row), (values, rows)."""
     log_t = log_joint.log_softmax(0)
@@ -248,7 +265,7 @@ def _checked(model: Model, row: Point, target: Sequence[int], budget: int, draws
     """The unobserved variables beside the target."""
     if model.context is not None:
         raise Unavailable("acquire", model.noun, "it is conditional, p(x | c)", instead="learn the joint law of all columns and ask that")
-    if model.density is not Kind.EXACT:
+    if model.density is not Kind.EXACT and model.answers("over_latents") is Kind.NONE:
         raise Unavailable("acquire", model.noun, f"its density is of kind {model.density}", families=model.conditional_families)
     if not target or len(set(target)) < len(target):
         raise OptionError(f"the target is one or several variables, each named once, got {', '.join(_names(model, target)) or 'none'}")

@@ -231,6 +231,9 @@ class Prepared(Model):
         likelihood = self.base.marginal(seen).log_prob(u[:, seen])
         return self._over(MixtureOfModels(given, log_weight + likelihood), missing)
 
+    def _over_latents(self) -> Model:
+        return self._over(self.base.over_latents(), range(len(self.domain)))
+
     def _restrict(self, conditions: Mapping[int, Condition]) -> tuple[Model, float]:
         """The base's, of the conditions as it sees them."""
         base, log_p = self.base._restrict(self._conditions(conditions))

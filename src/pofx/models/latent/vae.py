@@ -170,6 +170,13 @@ class VAE(Model, Scheduled):
         return predictive(self.domain, self.generative.decoder.columns, parameters, log_weights(terms)[:, 0], x[0])
 
     @labelled(Kind.ESTIMATE)
+    def _over_latents(self) -> Predictive:
+        like, nothing = self.generative.decoder.heads.bias, torch.full((len(self.domain),), torch.nan)
+        parameters = self.generative.parameters_at(self.generative.draw_latents((self.posterior_draws,), like=like))
+        log_w = like.new_zeros(self.posterior_draws)
+        return predictive(self.domain, self.generative.decoder.columns, parameters, log_w, nothing.to(like))
+
+    @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
         def fill(terms: LogTerms) -> Tensor:
             parameters = self.generative.parameters_at(terms.latents)

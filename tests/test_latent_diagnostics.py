@@ -243,8 +243,8 @@ def test_holes_of_the_plane_are_those_of_its_densities():
     assert 0.3 < exact < 0.9
     assert abs(found.holes - exact) < 0.06  # cells are a third of a deviation wide, and their rarest are not judged
     np.testing.assert_allclose(found.shares, np.array([0.64, 0.25]) / 0.8901, atol=0.02)
-    assert found.prior.sum() == pytest.approx(1)
-    assert found.codes.sum() == pytest.approx(1)
+    assert 0.99 < found.prior.sum() <= 1
+    assert 0.99 < found.codes.sum() <= 1
 
 
 def test_equal_laws_have_no_holes_in_any_number_of_dimensions():

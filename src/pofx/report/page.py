@@ -181,7 +181,8 @@ def codes(comparison: Comparison, classes: "Colouring") -> list[Panel]:
 def latents(comparison: Comparison) -> list[Panel]:
     """Codes beside the prior, of the families that have one."""
     found = [(r.family, r.latents) for r in comparison.ranked if isinstance(r.latents, LatentDiagnostics)]
-    return [Panel(name, beside(d.plane, f"latents-{name}"), ". ".join((d.sentence(), *d.warnings))) for name, d in found]
+    notes = [". Warning: ".join((d.sentence(), *d.warnings)) + "." for _, d in found]
+    return [Panel(name, beside(d.plane, f"latents-{name}"), note) for (name, d), note in zip(found, notes, strict=True)]
 
 
 @dataclass(frozen=True)

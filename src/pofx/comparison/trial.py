@@ -169,10 +169,7 @@ def _code(p: Any, task: Task) -> Code | None:  # noqa: ANN401
 
 def _latents(p: Any, task: Task, seed: int) -> Diagnosis | None:  # noqa: ANN401
     """What the family's latents carry, where it has some."""
-    try:
-        return p.diagnose(task.rows(task.test), seed=seed)
-    except Unavailable:
-        return None
+    return None if p.model.answers("diagnose") is Kind.NONE else p.diagnose(task.rows(task.test), seed=seed)
 
 
 def principal_plane(code: Tensor) -> tuple[Floats | None, tuple[float, float] | None]:

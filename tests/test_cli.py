@@ -44,6 +44,7 @@ VERBS = (
     "score",
     "impute",
     "cluster",
+    "diagnose",
     "acquire",
     "outliers",
     "info",

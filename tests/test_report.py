@@ -148,8 +148,19 @@ def test_the_sections_are_those_that_the_data_allow(written):
     found = {name: set(re.findall(r'<section id="(\w+)"', (place / "report.html").read_text())) for name, place in written.items()}
     always = {"table", "why", "answers", "data", "configured", "again", "samples", "learning", "codes"}
     assert found["digits"] == always - {"learning"}
-    assert found["plane"] == always | {"densities"}
-    assert found["table"] == always
+    assert found["plane"] == always | {"densities", "latents"}
+    assert found["table"] == always | {"latents"}
+
+
+def test_what_the_latents_carry_is_on_the_page(compared, written):
+    comparison, page = compared["table"], unescape((written["table"] / "report.html").read_text())
+    latents = comparison["vae"].latents
+    assert latents.sentence() in page
+    assert all(warning in page for warning in latents.warnings)
+    row = comparison["vae"].to_json()
+    assert (row["latent_units"], row["latent_active"]) == (len(latents.levels[0].activity), latents.levels[0].active)
+    assert row["latent_kl"] == pytest.approx(latents.kl)
+    assert comparison["gaussian"].latents is comparison["gaussian"].to_json()["latent_kl"] is None
 
 
 def test_the_page_says_what_was_measured(compared, written):

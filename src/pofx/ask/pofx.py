@@ -37,7 +37,7 @@ from pofx.domain import Domain
 from pofx.errors import DataError, OptionError, Unavailable
 from pofx.events import Event
 from pofx.learn import Record
-from pofx.models.base import Model
+from pofx.models.base import Diagnosis, Model
 from pofx.types import Answer, Kind, X
 
 AT_ONCE = 2**16  # rows of a table that are filled at a time: a multiple of what models take, so that no draw depends on it
@@ -317,6 +317,22 @@ class PofX:
         value = self.model.cluster(*self._rows(rows, given), generator=self._generator(seed))
         kind = self.model.answers("cluster")
         return Answer(_numpy(value), kind, None, HOW.get(kind, ""))
+
+    def diagnose(self, rows: Any, given: Any = None, *, seed: int | None = None) -> Diagnosis:  # noqa: ANN401
+        """Whether the latents are used: active units, KL of levels and units, prior against codes, evenness of log_prob's weights.
+
+        `print` shows the table; `warnings` are sentences. Rows that p did not learn from tell most; some hundreds are enough.
+
+        Args:
+            rows: the rows, missing cells allowed.
+            given: their conditions, for a p(x | c), when they do not stand in the rows.
+            seed: of the draws.
+
+        Raises:
+            Unavailable: p learns no latents.
+            DataError: there are no rows.
+        """
+        return self.model.diagnose(*self._rows(rows, given), generator=self._generator(seed))
 
     def encode(self, rows: Any, given: Any = None) -> np.ndarray:  # noqa: ANN401
         """The code z of each row, shape (N, L)."""

@@ -259,6 +259,25 @@ def cluster(model: ModelFile, data: Data, out: Out = None, seed: Seed = 0) -> No
 
 
 @app.command()
+def diagnose(
+    model: ModelFile,
+    data: Data,
+    plot: Annotated[Path | None, typer.Option(help="file for the picture of codes beside the prior (SVG, PNG, HTML)")] = None,
+    seed: Seed = 0,
+) -> None:
+    """What the latents of a vae carry for the rows of a file: active units, KL, holes of the prior; and what is wrong, in words."""
+    from pofx.ask import open as opened
+    from pofx.report.latents import check_picture, write_picture
+
+    check_picture(plot)
+    found = opened(model).diagnose(data, seed=seed)
+    typer.echo(str(found))
+    if plot is not None:
+        write_picture(found, plot)
+        typer.echo(f"Wrote {plot}", err=True)
+
+
+@app.command()
 def ask(
     model: ModelFile,
     event: Annotated[list[str], typer.Argument(help='what holds: "income > 50000", sex=F, "10 <= age < 20"; all of several')],

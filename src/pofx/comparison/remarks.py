@@ -154,6 +154,12 @@ def _repeats(result: Result) -> bool:
     return float(ratio) + CLEAR * error_of(ratio) < NEAR
 
 
+def latents_amiss(comparison: Findings) -> str:
+    """Whose latents carry nothing, or are not where the prior has them."""
+    found = [f"{r.family}: {warning}" for r in comparison.ranked if r.latents is not None for warning in r.latents.warnings]
+    return f"Latents. {'. '.join(found)}." if found else ""
+
+
 def data_hungry(comparison: Findings) -> str:
     """Which families have more numbers to set than the data have cells, by gradients."""
     cells = comparison.task.train.numel()
@@ -215,6 +221,7 @@ REMARKS: tuple[Callable[[Findings], str], ...] = (
     truth,
     indistinguishable,
     memorised,
+    latents_amiss,
     data_hungry,
     spent,
 )

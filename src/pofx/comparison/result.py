@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pofx.measure import Calibration, Memorising, PerCell, TwoSamples
+from pofx.models.base import Diagnosis
 from pofx.types import Answer, Kind
 
 Floats = NDArray[np.float64]
@@ -199,6 +200,7 @@ class Result:
         likelihood: of the test rows.
         sampling: its samples.
         code: its representation.
+        latents: what its latents carry for the test rows.
         answering: what it says of hidden cells of the test rows.
         surface: log p over a grid, for two real variables (see `compare.surface`).
     """
@@ -214,6 +216,7 @@ class Result:
     likelihood: Likelihood | None = None
     sampling: Sampling | None = None
     code: Code | None = None
+    latents: Diagnosis | None = None
     answering: Answering = Answering()
     surface: Floats | None = None
 
@@ -235,6 +238,7 @@ class Result:
             | _learning(self.learning)
             | _sampling(self.sampling)
             | _code(self.code)
+            | _latents(self.latents)
             | _answering(self.answering)
         )
         tail = {"takes": self.takes or None, "config": self.config, "traceback": self.trace or None}
@@ -281,6 +285,12 @@ def _code(part: Code | None) -> dict[str, Any]:
         "code_accuracy": accuracy,
         "code_accuracy_se": None if accuracy is None else accuracy.error,
     }
+
+
+def _latents(part: Diagnosis | None) -> dict[str, Any]:
+    """Of all levels together."""
+    found = {} if part is None else part.numbers()
+    return {f"latent_{name}": sum(found[name]) if found else None for name in ("units", "active", "kl")}
 
 
 def _answering(part: Answering) -> dict[str, Any]:

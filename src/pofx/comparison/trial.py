@@ -32,6 +32,7 @@ from pofx.measure import (
     thinned,
     with_the_holes_of,
 )
+from pofx.models.base import Diagnosis
 from pofx.models.registry import family as registered
 from pofx.types import Kind
 
@@ -87,6 +88,7 @@ def _measured(row: Result, task: Task, plan: Plan, fit: Fit) -> Result:
         likelihood=likelihood,
         sampling=_sampling(p, task, plan.seed),
         code=_code(p, task),
+        latents=_latents(p, task, plan.seed),
         answering=answering(p.model, task, plan.seed),
         surface=_surface(p, task, likelihood),
     )
@@ -163,6 +165,11 @@ def _code(p: Any, task: Task) -> Code | None:  # noqa: ANN401
         accuracy = knn_accuracy(learned, task.labels[0][:CODED_ROWS], test, task.labels[1])
     plane, shares = principal_plane(test)
     return Code(test.shape[1], accuracy, plane, shares)
+
+
+def _latents(p: Any, task: Task, seed: int) -> Diagnosis | None:  # noqa: ANN401
+    """What the family's latents carry, where it has some."""
+    return None if p.model.answers("diagnose") is Kind.NONE else p.diagnose(task.rows(task.test), seed=seed)
 
 
 def principal_plane(code: Tensor) -> tuple[Floats | None, tuple[float, float] | None]:

@@ -57,6 +57,7 @@ class Record:
         device: where it was learned.
         versions: of python, torch and pofx.
         surrogate: whether training rows were learned by something else than minus the true bound, which held-out rows were judged by.
+        diagnosis: what a model with latents found when it looked at itself: plain data, in words under `says` and `warnings`; else empty.
     """
 
     family: str
@@ -69,10 +70,20 @@ class Record:
     device: str
     versions: dict[str, str] = field(default_factory=versions)
     surrogate: bool = False
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with what was learned, a sentence each without a full stop."""
+        return self.diagnosis.get("warnings", [])
 
     def summary(self) -> str:
-        """One sentence: what was learned, why learning stopped, and which weights were kept."""
-        return f"{self.family} learned for {self.seconds:.1f} s on {self.device} (seed {self.seed}): {self.stopped}; {self._weights()}."
+        """One sentence: what was learned, why learning stopped, which weights were kept, how latents are used; then a line a warning."""
+        says = f"; {self.diagnosis['says']}" if "says" in self.diagnosis else ""
+        run = (
+            f"{self.family} learned for {self.seconds:.1f} s on {self.device} (seed {self.seed}): {self.stopped}; {self._weights()}{says}."
+        )
+        return "\n".join((run, *(f"Warning: {warning}." for warning in self.warnings)))
 
     def _weights(self) -> str:
         row = next((r for r in self.history if r["step"] == self.kept), None)
@@ -111,7 +122,21 @@ def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name: str(data[name]) for name in ("family", "stopped", "device")}
     numbers = {"kept": int(data["kept"]), "seconds": float(data["seconds"]), "seed": int(data["seed"])}
     numbers["surrogate"] = bool(data.get("surrogate", False))
-    return texts | numbers | {"options": dict(data["options"]), "versions": {k: str(v) for k, v in data["versions"].items()}}
+    return (
+        texts
+        | numbers
+        | {
+            "diagnosis": _diagnosis(data.get("diagnosis", {})),
+            "options": dict(data["options"]),
+            "versions": {k: str(v) for k, v in data["versions"].items()},
+        }
+    )
+
+
+def _diagnosis(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, its words checked: they are shown."""
+    words = {"says": str(data["says"]), "warnings": [str(warning) for warning in data["warnings"]]} if data else {}
+    return {**data, **words}
 
 
 def _row(data: Mapping[str, Any]) -> Row:

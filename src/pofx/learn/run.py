@@ -25,12 +25,14 @@ from pofx.learn.rows import Rows
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
 from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model, Scheduled
+from pofx.models.composed.prepared import evaluated
 from pofx.models.registry import families, name_of
 from pofx.objectives import Likelihood
-from pofx.types import Generator, Nats
+from pofx.types import Generator, Kind, Nats
 
 Loss = Callable[..., Nats]
 PRECISIONS = ("full", "bf16")
+DIAGNOSED = 1000  # rows
 
 
 def run(
@@ -112,7 +114,18 @@ def run(
                 run_aside = partial(learner.aside, watch.part(SHARE))
                 config, outcome = race(model, ways if held else ways[:1], partial(learner.descend, watch), run_aside)
     surrogate = isinstance(config, GradientConfig) and config.surrogate
-    return Record(name_of(config), config.model_dump(mode="json"), *outcome, watch.seconds, seed, str(where), surrogate=surrogate)
+    options, found = config.model_dump(mode="json"), _diagnosis(model, held or train, seed)
+    return Record(name_of(config), options, *outcome, watch.seconds, seed, str(where), surrogate=surrogate, diagnosis=found)
+
+
+def _diagnosis(model: Model, rows: Rows, seed: int) -> dict[str, Any]:
+    """What a model with latents finds on the first rows, as a record keeps it; empty of a model without."""
+    if model.answers("diagnose") is Kind.NONE:
+        return {}
+    generator, c = torch.Generator(rows.x.device).manual_seed(seed), rows.c
+    with evaluated(model):
+        found = model.diagnose(rows.x[:DIAGNOSED], None if c is None else c[:DIAGNOSED], generator=generator)
+    return {"says": found.sentence(), "warnings": list(found.warnings), **found.numbers()}
 
 
 @dataclass(frozen=True)

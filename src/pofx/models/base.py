@@ -66,6 +66,23 @@ class Lifting:
     refine: int = 0
 
 
+class Diagnosis(abc.ABC):
+    """What a model finds when it looks at itself; its text is a short table and the warnings."""
+
+    @property
+    @abc.abstractmethod
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong, and what to try: a sentence each without a full stop."""
+
+    @abc.abstractmethod
+    def sentence(self) -> str:
+        """What matters most, a clause."""
+
+    @abc.abstractmethod
+    def numbers(self) -> dict[str, Any]:
+        """Plain data: what a record keeps."""
+
+
 class Model(nn.Module, abc.ABC):
     """p(x | c) on a Domain, in tensors and nats.
 
@@ -295,6 +312,17 @@ class Model(nn.Module, abc.ABC):
         p = torch.cat(parts)
         return p.reshape(*x.shape[:-1], p.shape[-1])
 
+    def diagnose(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Diagnosis:
+        """Whether the latents are used, and whether prior and codes agree, for rows (N, D). NaN entries are unobserved.
+
+        Raises:
+            Unavailable: the model learns no latents.
+            DataError: there are no rows.
+        """
+        rows, c_rows = self._checked(x, c, allow_missing=True)
+        with torch.no_grad():
+            return self._diagnose(rows, c_rows, generator)
+
     def encode(self, x: X, c: Context | None = None) -> Latent:
         """The code z of each row."""
         rows, c_rows = self._checked(x, c)
@@ -360,6 +388,9 @@ class Model(nn.Module, abc.ABC):
 
     def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
         raise Unavailable("cluster", self.noun, "it is no mixture", families=self.clustering_families)
+
+    def _diagnose(self, x: X, c: Context | None, generator: Generator) -> Diagnosis:
+        raise Unavailable("latents to diagnose", self.noun, "it has no prior and no encoder", families=("vae",))
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         raise Unavailable("decode", self.noun, "it has no latent code", families=("realnvp", "vae"))

@@ -72,17 +72,17 @@ def surface(log_p: Floats, task: Task, name: str) -> str:
     with canvas(*PANEL) as figure:
         axes = figure.subplots()
         extent = (first[0], first[-1], second[0], second[-1])
-        axes.imshow(_tinted(density), origin="lower", extent=extent, aspect="auto", interpolation="bilinear")
+        axes.imshow(tinted(density), origin="lower", extent=extent, aspect="auto", interpolation="bilinear")
         _framed(axes, task)
         return inline(figure, name)
 
 
-def _tinted(density: Floats) -> Floats:
-    """One blue, whose opacity is the square root of the density, so that tails show on white and on black."""
+def tinted(density: Floats, colour: str = SAMPLE_POINTS) -> Floats:
+    """One colour, whose opacity is the square root of the density (at most 1), so that tails show on white and on black."""
     from matplotlib.colors import to_rgb
 
     rgba = np.empty((*density.shape, 4))
-    rgba[..., :3] = to_rgb(SAMPLE_POINTS)
+    rgba[..., :3] = to_rgb(colour)
     rgba[..., 3] = np.sqrt(density)
     return rgba
 

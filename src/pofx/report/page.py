@@ -17,11 +17,13 @@ from pofx.comparison.surface import is_plane
 from pofx.comparison.terminal import COLUMNS, answers, asked, cells, headline, plus_minus
 from pofx.comparison.words import NOTHING, duration, listed
 from pofx.domain import LEVELLED
+from pofx.models.latent.diagnostics import LatentDiagnostics
 from pofx.models.registry import family as registered
 from pofx.report import figures
 from pofx.report.data import columns
 from pofx.report.dots import axis_of, axis_of_answers
 from pofx.report.images import is_picture, sheet
+from pofx.report.latents import beside
 from pofx.report.svg import CLASSES, DATA_POINTS
 
 BEHIND = COLUMNS[3]
@@ -83,6 +85,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "marginals": marginals(comparison),
         "curves": [Panel(r.family, figures.learning_curve(r), _stopped(r)) for r in comparison.ranked if _learned_in_steps(r)],
         "codes": codes(comparison, classes),
+        "latents": latents(comparison),
         "classes": [(name, CLASSES[k % len(CLASSES)]) for k, name in enumerate(classes.names)],
         "coloured": classes.says,
         "task": task,
@@ -173,6 +176,13 @@ def codes(comparison: Comparison, classes: "Colouring") -> list[Panel]:
     """The representations that have at least two numbers."""
     found = [r for r in comparison.ranked if r.code is not None and r.code.plane is not None]
     return [Panel(r.family, figures.code_plane(r, classes.of_rows), _code_note(r)) for r in found]
+
+
+def latents(comparison: Comparison) -> list[Panel]:
+    """Codes beside the prior, of the families that have one."""
+    found = [(r.family, r.latents) for r in comparison.ranked if isinstance(r.latents, LatentDiagnostics)]
+    notes = [". Warning: ".join((d.sentence(), *d.warnings)) + "." for _, d in found]
+    return [Panel(name, beside(d.plane, f"latents-{name}"), note) for (name, d), note in zip(found, notes, strict=True)]
 
 
 @dataclass(frozen=True)

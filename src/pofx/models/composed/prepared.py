@@ -14,7 +14,7 @@ from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
 from pofx.events import NEVER, Among, Between, Condition
-from pofx.models.base import FullBatch, Lifting, Model
+from pofx.models.base import Diagnosis, FullBatch, Lifting, Model
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
@@ -350,6 +350,10 @@ class Prepared(Model):
     def _cluster(self, x: X, c: Context | None, generator: Generator) -> Tensor:
         """The base's, at the middle of every cell."""
         return self.base.cluster(self._centre(x), self._features(c), generator=generator)
+
+    def _diagnose(self, x: X, c: Context | None, generator: Generator) -> Diagnosis:
+        """The base's, at the middle of every cell."""
+        return self.base.diagnose(self._centre(x), self._features(c), generator=generator)
 
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self._to_user(self.base.decode(z, self._features(c)))

@@ -54,8 +54,8 @@ class Steered(abc.ABC):
         """z of a shape that the batch broadcasts to, differentiable in the numbers."""
 
     @abc.abstractmethod
-    def log_prob(self, z: Latent) -> Nats:
-        """log q(z)."""
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z), z and the batch broadcast."""
 
     @property
     @abc.abstractmethod
@@ -152,7 +152,7 @@ class DiagonalNormal(Steered):
         eps = torch.randn(*shape, self.m.shape[-1], generator=generator, dtype=self.m.dtype, device=self.m.device)
         return Drawn(torch.addcmul(self.m, self.s, eps), lambda: self._log_prob(eps))
 
-    def log_prob(self, z: Latent) -> Nats:
+    def log_prob(self, z: Tensor) -> Tensor:
         """-sum_l ((z_l - m_l) / s_l)^2 / 2 + log s_l + log(2 pi) / 2."""
         return self._log_prob((z - self.m) / self.s)
 

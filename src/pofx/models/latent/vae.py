@@ -1,6 +1,7 @@
 """The variational auto-encoder: a generative model and an inference that learn together."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -11,8 +12,9 @@ from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.domain import Domain
 from pofx.errors import OptionError, PofxError, Unavailable
-from pofx.models.base import GradientConfig, Model, Scheduled, Takes, Widths, labelled
+from pofx.models.base import Diagnosis, GradientConfig, Model, Scheduled, Takes, Widths, labelled
 from pofx.models.latent.decoder import Decoder
+from pofx.models.latent.diagnostics import diagnose
 from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
 from pofx.models.latent.laws import Diagonal
@@ -210,6 +212,11 @@ class VAE(Model, Scheduled):
             w = log_weights(terms).softmax(0)
             parts.append(torch.einsum("kn,knj->nj", w, prior.responsibilities(terms.latents[-1])))
         return torch.cat(parts)
+
+    @labelled(Kind.ESTIMATE)
+    def _diagnose(self, x: X, c: Context | None, generator: Generator) -> Diagnosis:
+        weigh = partial(self._log_weights, generator=generator)
+        return diagnose(self.generative, self.inference, *self._inputs(x, c), weigh=weigh, generator=generator)
 
     def _filled(self, x: Tensor, fill: Callable[[LogTerms], Tensor], generator: Generator) -> Tensor:
         """x with its NaN taken from what `fill` makes of the weighted draws of each piece of rows."""

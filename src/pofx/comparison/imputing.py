@@ -23,7 +23,8 @@ from pofx.types import Answer, Kind
 
 FAMILIES = ("gaussian", "latent_class", "gmm", "vae")
 PARTS = 5
-ENOUGH = 1000  # rows that are scored; a longer table needs fewer of its parts for as sharp a choice
+LAST = 0.25  # of a budget: kept for what is learned from all rows, which fills
+ENOUGH = 500  # rows that are scored; a longer table needs fewer of its parts for as sharp a choice
 
 Families = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 Schema = Domain | Mapping[str, Any] | None
@@ -153,7 +154,7 @@ def choose(
 ) -> Choice:
     """The family with the largest mean of log p(observed cells of a row) over rows that it did not learn from, learned from all rows.
 
-    Rows are put in five parts at random, and each is scored by what is learned from the others: all five, or as few as have 1000
+    Rows are put in five parts at random, and each is scored by what is learned from the others: all five, or as few as have 500
     rows. No hidden cell is needed: where cells are missing at random, the law that says most of what is seen is the one to say what
     is not. A bound counts as it is, so that it can lose by its looseness, never win. Ties go to the family named first.
 
@@ -162,7 +163,7 @@ def choose(
         families: as of `impute`.
         schema: the domain, or corrections to the inferred one.
         seed: of the parts and of learning.
-        budget: seconds, shared by all fits: what one leaves goes to those after it, and keeps the best so far where it ends.
+        budget: seconds: a quarter for the fit that fills, the rest shared by those that are scored; what one leaves goes to the next.
 
     Cost: a fit of one family; of K families up to 5 K + 1.
 
@@ -178,7 +179,7 @@ def choose(
     known = _known(x)
     check_training(known, domain)
     parts = list(_parts(known, seed)) if len(plans) > 1 else []
-    share = _shares(budget, len(plans) * len(parts) + 1)
+    share = _shares(budget, len(plans) * len(parts))
     rows = partial(decode, domain=domain, container=container_of(source))
 
     def learn(name: str, part: Tensor) -> PofX:
@@ -217,14 +218,18 @@ def _parts(x: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield x[part != k], x[part == k]
 
 
-def _shares(budget: float | None, fits: int) -> Iterator[float | None]:
-    """Seconds of each fit: its part of what is left when it begins, and a tenth of an equal part when nothing is."""
+def _shares(budget: float | None, scored: int) -> Iterator[float | None]:
+    """Seconds of each fit that is scored, and of the last: its part of what is left when it begins.
+
+    The last has a quarter of the budget to itself. Where nothing is left, a fit has a tenth of an equal part.
+    """
     if budget is None:
-        yield from [None] * fits
+        yield from [None] * (scored + 1)
         return
-    end, least = time.monotonic() + budget, budget / fits / 10
-    for left in range(fits, 0, -1):
-        yield max((end - time.monotonic()) / left, least)
+    end, least, last = time.monotonic() + budget, budget / (scored + 1) / 10, LAST * budget
+    for left in range(scored, 0, -1):
+        yield max((end - last - time.monotonic()) / left, least)
+    yield max(end - time.monotonic(), least)
 
 
 def _score(name: str, parts: Sequence[tuple[Tensor, Tensor]], learn: Learn, rows: Callable[[Tensor], Any]) -> Score:

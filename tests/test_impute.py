@@ -59,7 +59,19 @@ def test_holes_get_conditional_means_and_nothing_else_moves(imputed):
     assert imputed.filled["a"].equals(holes["a"])
     assert np.abs(imputed.filled["b"] - RHO * holes["a"])[hidden].max() < 0.3
     expected = imputed.p.impute(holes)
+    expected["b"] = expected["b"].clip(holes["b"].min(), holes["b"].max())
     pd.testing.assert_frame_equal(imputed.filled, expected)
+
+
+def test_no_mean_is_beyond_what_was_seen():
+    """Of log b = a + noise with one a far out, exp(a) is a thousand times the largest b: it is put at that one."""
+    r = np.random.RandomState(0)
+    a = r.randn(200)
+    frame = pd.DataFrame({"a": a, "b": np.exp(a + 0.1 * r.randn(200))})
+    frame.loc[0] = [10.0, np.nan]
+    found = pofx.impute(frame, "gaussian", schema={"b": "positive"})
+    assert float(found.p.impute(frame).loc[0, "b"]) > 10 * frame["b"].max()
+    assert found.filled.loc[0, "b"] == pytest.approx(frame["b"].max())
 
 
 def test_one_family_is_taken_as_it_is_and_draws_differ():
@@ -114,7 +126,8 @@ def test_the_sentence_says_who_by_how_much_and_of_what_kind():
     best = Score("gmm", torch.tensor([-1.0, -3.0, -1.0, -3.0]), Kind.BOUND)
     other = Score("vae", torch.tensor([-2.0, -4.0, -3.0, -5.0]), Kind.BOUND)
     p = pofx.fit(correlated(20)[0], "independent")
-    words = str(Choice(p, (best, other, Score("kde", torch.empty(0), Kind.NONE, "no room"))))
+    ends = torch.zeros(2), torch.ones(2)
+    words = str(Choice(p, (best, other, Score("kde", torch.empty(0), Kind.NONE, "no room")), ends))
     assert words == (
         "chose gmm by held-out likelihood, -2.00 ± 0.58 nats a row (bound) over 4 rows; "
         "behind it vae by 1.50 ± 0.29 (bound); kde failed: no room"
@@ -123,7 +136,7 @@ def test_the_sentence_says_who_by_how_much_and_of_what_kind():
 
 def test_the_shell_says_which_it_chose(capsys):
     holes, _ = correlated(60)
-    p = learned_to_fill(holes, ["independent", "gaussian"], {}, None, seed=0, budget=None)
+    p = learned_to_fill(holes, ["independent", "gaussian"], {}, None, seed=0, budget=None).p
     assert capsys.readouterr().err.startswith("chose gaussian by held-out likelihood, ")
     assert p.record.family == "gaussian"
 
@@ -159,7 +172,7 @@ def test_four_families_are_tried_where_none_is_named():
     centre = 8.0 * (r.rand(120) > 0.5)
     frame = pd.DataFrame({"a": centre + r.randn(120), "b": centre * (1 + 0 * centre) + r.randn(120)})
     frame.loc[::7, "b"] = np.nan
-    found = pofx.impute(frame, budget=40.0)
+    found = pofx.impute(frame, budget=16.0)
     scores = {score.family: score for score in found.choice.scores}
     assert set(scores) == set(FAMILIES)
     assert found.choice.scores[0].family in {"gmm", "latent_class"}

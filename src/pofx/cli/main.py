@@ -243,13 +243,18 @@ def impute(
     check_ending(out)
     _check_either(model, family, setting, kind, budget)
     rows = read_typed(data)
-    p = opened(model) if model else learned_to_fill(rows, _names(family), _settings(setting), _kinds(kind), seed=seed, budget=budget)
+    if model:
+        p = opened(model)
+        fill = p.impute
+    else:
+        choice = learned_to_fill(rows, _names(family), _settings(setting), _kinds(kind), seed=seed, budget=budget)
+        p, fill = choice.p, choice.fill
     if out is None:
-        _write(filled_in(rows, p.impute(rows, seed=seed)), None)
+        _write(filled_in(rows, fill(rows, seed=seed)), None)
         return
     for k in range(draws or 1):  # one at a time: memory for one table, however many files
         place = out.with_name(f"{out.name.partition('.')[0]}-{k + 1}{''.join(out.suffixes)}") if draws else out
-        filled = p.impute(rows, 1, seed=seed + k)[0] if draws else p.impute(rows, seed=seed)
+        filled = p.impute(rows, 1, seed=seed + k)[0] if draws else fill(rows, seed=seed)
         write_labelled(filled_in(rows, filled), place)
         typer.echo(f"Wrote {place}", err=True)
 

@@ -11,7 +11,7 @@ import torch
 
 from pofx.ask import PofX
 from pofx.ask.evidence import fill_in, parse, point
-from pofx.comparison.imputing import FAMILIES, choose
+from pofx.comparison.imputing import FAMILIES, Choice, choose
 from pofx.data import decode, read, write
 from pofx.errors import DataError, OptionError
 from pofx.types import Answer
@@ -66,7 +66,7 @@ def learned_to_fill(
     *,
     seed: int,
     budget: float | None,
-) -> PofX:
+) -> Choice:
     """The likeliest of the families, learned from the rows with holes; which one it is goes to standard error.
 
     Raises:
@@ -77,7 +77,7 @@ def learned_to_fill(
         raise OptionError(f"--set is an option of one family: name it with --family, got {len(names)} to choose from")
     choice = choose(rows, dict.fromkeys(names, options), schema=schema, seed=seed, budget=budget)
     print(choice, file=sys.stderr, flush=True)
-    return choice.p
+    return choice
 
 
 def clustered(p: Answer) -> pd.DataFrame:

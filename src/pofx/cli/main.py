@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: `pofx --help` loads no torc
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -243,6 +244,7 @@ def impute(
     check_ending(out)
     _check_either(model, family, setting, kind, budget)
     rows = read_typed(data)
+    fill: Callable[..., Any]
     if model:
         p = opened(model)
         fill = p.impute

@@ -6,7 +6,7 @@ Figures are means over the columns of a kind, of the cells that mask number 1 of
 squared error over the column's range; of cat the share wrong; of ordinal the mean displacement over the number of levels. `pofx.impute`
 chooses between gaussian, latent_class, gmm and vae by held-out likelihood; levels are declared, all else of the columns is inferred
 from the rows with holes. Peers: column means, or the most frequent level; scikit-learn's IterativeImputer on codes, rounded to the nearest
-level. --rows takes the first so many, --budget is seconds of learning a table. One thread. Prints a line a mask and, last, one JSON line.
+level. --rows takes so many at random, --budget is seconds of learning a table. One thread. Prints a line a mask and, last, one JSON line.
 """
 
 import argparse
@@ -37,7 +37,8 @@ def table(data, name, rate, rows):
     x = file["X"]
     mask = np.unpackbits(file[f"mask{rate}_packed"], count=x.size).reshape(x.shape).astype(bool)
     frame = pd.DataFrame(x, columns=[f"{kind}{d}" for d, kind in enumerate(file["type"])])
-    return frame[:rows], file["type"].tolist(), file["n_class"].tolist(), (mask & ~np.isnan(x))[:rows]
+    some = np.sort(np.random.RandomState(0).permutation(len(x))[:rows])
+    return frame.iloc[some], file["type"].tolist(), file["n_class"].tolist(), (mask & ~np.isnan(x))[some]
 
 
 def errors(frame, filled, kinds, sizes, mask):
@@ -66,7 +67,7 @@ def plain(holes, kinds):
 
 def chained(holes, kinds):
     """Chained equations on codes; levels are the nearest that were seen."""
-    scale = holes.std()
+    scale = holes.std().replace(0.0, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # they stop at their number of rounds, which is their setting
         filled = IterativeImputer(max_iter=20, random_state=0).fit_transform(holes / scale) * scale.to_numpy()

@@ -233,6 +233,8 @@ BAD = {
     "a model and a setting": (("impute", "iris", "--set", "components=2", "-m", "model.safetensors"), "leave out --family"),
     "one fold": (("outliers", "iris", "-f", "gaussian", "--folds", "1"), "number of folds"),
     "all rows trimmed": (("outliers", "iris", "-f", "gaussian", "--trim", "1"), "share of rows to leave out"),
+    "a setting of no family": (("impute", "iris", "--set", "components=2"), "name it with --family"),
+    "a table without holes": (("impute", "iris", "-f", "gaussian"), "nothing to fill"),
     "an unknown family to impute by": (("impute", "iris", "-f", "gnm"), "did you mean 'gmm'"),
 }
 GIVEN = {

@@ -22,6 +22,7 @@ _PLACES = {
     "load": "pofx.data",
     "infer_domain": "pofx.data",
     "compare": "pofx.comparison",
+    "impute": "pofx.comparison.imputing",
     "families": "pofx.models.registry",
     "Answer": "pofx.types",
     "Between": "pofx.events",
@@ -46,6 +47,7 @@ __all__ = [
     "compare",
     "families",
     "fit",
+    "impute",
     "infer_domain",
     "load",
     "open",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from pofx.ask.approximating import approximate
     from pofx.ask.outlying import outliers
     from pofx.comparison import compare
+    from pofx.comparison.imputing import impute
     from pofx.data import infer_domain, load
     from pofx.domain import Domain, Variable
     from pofx.errors import PofxError, Unavailable

@@ -270,12 +270,13 @@ class PofX:
         rows = x if c is None else x.transpose(0, 1).reshape(-1, len(self.domain))
         return decode(rows.cpu(), self.domain, self.container)
 
-    def impute(self, rows: Any, n: int | None = None, *, seed: int | None = None) -> Any:  # noqa: ANN401
+    def impute(self, rows: Any, n: int | None = None, *, within: tuple[Tensor, Tensor] | None = None, seed: int | None = None) -> Any:  # noqa: ANN401
         """Fill missing cells: the conditional mean, the most probable level of ordinal, categorical and binary columns.
 
         Args:
             rows: rows with missing cells.
             n: instead, that many completions, each a joint draw of every row's missing cells.
+            within: the least and the greatest mean of each column, (D,) and (D,): one beyond is put at that end.
             seed: of the draws.
 
         Returns:
@@ -284,7 +285,7 @@ class PofX:
         rows = read(rows)
         generator = self._generator(seed)
         if n is None:
-            return self._filled(rows, self.model.impute, generator)
+            return self._filled(rows, self.model.impute if within is None else clamped(self.model.impute, *within), generator)
         return [self._filled(rows, self.model.complete, generator) for _ in range(n)]
 
     def mode(self, evidence: Mapping[str, Any] | None = None, /, **named: Any) -> Answer:  # noqa: ANN401
@@ -490,6 +491,11 @@ class PofX:
 def as_columns(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """One name, several or none, as a tuple."""
     return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def clamped(fill: Callable[..., Tensor], lower: Tensor, upper: Tensor) -> Callable[..., Tensor]:
+    """The same, every entry between its ends."""
+    return lambda x, generator: fill(x, generator=generator).clamp(lower.to(x), upper.to(x))
 
 
 def _numpy(x: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: `pofx --help` loads no torc
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,6 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="an option of 
 Where = Annotated[list[str] | None, typer.Option("--where", help="evidence: species=setosa")]
 Budget = Annotated[float | None, typer.Option(help="seconds after which learning keeps the best so far")]
 FAMILY = "gmm"  # what learns where none is named
-MaybeFamily = Annotated[str | None, typer.Option("--family", "-f", help=f"learns from the data, one of: pofx families  [{FAMILY}]")]
 LearnedModel = Annotated[Path | None, typer.Option("--model", "-m", help="instead, a file that pofx fit wrote")]
 Given = Annotated[str | None, typer.Option(help="columns to condition on, separated by commas")]
 
@@ -217,7 +217,12 @@ def score(
 def impute(
     data: Data,
     out: Out = None,
-    family: MaybeFamily = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--family", "-f", help="learns from the data; the likeliest of several, separated by commas, or of four when left out"
+        ),
+    ] = None,
     model: LearnedModel = None,
     draws: Annotated[
         int | None, typer.Option("--draws", "--number", "-n", min=1, help="instead of means, so many joint draws, a file each: NAME-1, ...")
@@ -227,23 +232,31 @@ def impute(
     seed: Seed = 0,
     budget: Budget = None,
 ) -> None:
-    """Fill missing cells: conditional means and most probable levels, or joint draws; types, order and labels stay."""
-    from pofx.ask import fit as learn
+    """Fill missing cells: conditional means and most probable levels, or joint draws; types, order and labels stay.
+
+    Without a model or a family, gaussian, latent_class, gmm and vae learn from the rows with holes, and held-out likelihood chooses.
+    """
     from pofx.ask import open as opened
-    from pofx.cli.rows import check_ending, filled_in, read_typed, write_labelled
+    from pofx.cli.rows import check_ending, filled_in, learned_to_fill, read_typed, write_labelled
 
     if draws and out is None:
         raise OptionError("draws need a file each: give --out NAME.csv, written as NAME-1.csv, NAME-2.csv, ...")
     check_ending(out)
     _check_either(model, family, setting, kind, budget)
     rows = read_typed(data)
-    p = opened(model) if model else learn(rows, family or FAMILY, schema=_kinds(kind), seed=seed, budget=budget, **_settings(setting))
+    fill: Callable[..., Any]
+    if model:
+        p = opened(model)
+        fill = p.impute
+    else:
+        choice = learned_to_fill(rows, _names(family), _settings(setting), _kinds(kind), seed=seed, budget=budget)
+        p, fill = choice.p, choice.fill
     if out is None:
-        _write(filled_in(rows, p.impute(rows, seed=seed)), None)
+        _write(filled_in(rows, fill(rows, seed=seed)), None)
         return
     for k in range(draws or 1):  # one at a time: memory for one table, however many files
         place = out.with_name(f"{out.name.partition('.')[0]}-{k + 1}{''.join(out.suffixes)}") if draws else out
-        filled = p.impute(rows, 1, seed=seed + k)[0] if draws else p.impute(rows, seed=seed)
+        filled = p.impute(rows, 1, seed=seed + k)[0] if draws else fill(rows, seed=seed)
         write_labelled(filled_in(rows, filled), place)
         typer.echo(f"Wrote {place}", err=True)
 

@@ -1,5 +1,7 @@
 """Rows of a file on their way in and out: whole numbers stay whole, labels stay with their rows, evidence stands in its column."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import torch
 
 from pofx.ask import PofX
 from pofx.ask.evidence import fill_in, parse, point
+from pofx.comparison.imputing import FAMILIES, Choice, choose
 from pofx.data import decode, read, write
-from pofx.errors import DataError
+from pofx.errors import DataError, OptionError
 from pofx.types import Answer
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".parquet", ".npy")
@@ -53,6 +56,28 @@ def filled_in(rows: Any, filled: Any) -> Any:  # noqa: ANN401
     for label in filled.columns:
         whole[label] = filled[label]
     return whole
+
+
+def learned_to_fill(
+    rows: Any,  # noqa: ANN401
+    families: Sequence[str] | None,
+    options: Mapping[str, Any],
+    schema: Mapping[str, Any] | None,
+    *,
+    seed: int,
+    budget: float | None,
+) -> Choice:
+    """The likeliest of the families, learned from the rows with holes; which one it is goes to standard error.
+
+    Raises:
+        OptionError: options that stand beside several families.
+    """
+    names = families or FAMILIES
+    if options and len(names) > 1:
+        raise OptionError(f"--set is an option of one family: name it with --family, got {len(names)} to choose from")
+    choice = choose(rows, dict.fromkeys(names, options), schema=schema, seed=seed, budget=budget)
+    print(choice, file=sys.stderr, flush=True)
+    return choice
 
 
 def clustered(p: Answer) -> pd.DataFrame:

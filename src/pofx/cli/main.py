@@ -198,6 +198,9 @@ def score(
     data: Data,
     rows: Annotated[bool, typer.Option("--rows", help="print log p of every row")] = False,
     where: Where = None,
+    accuracy: Annotated[
+        float | None, typer.Option(help="nats of standard error to bring each row to, where log p is known by draws")
+    ] = None,
 ) -> None:
     """The mean log p of rows, in nats, with its standard error and its kind."""
     from pofx.ask import open as opened
@@ -206,10 +209,10 @@ def score(
     if where:
         p = _given(p, where)
     if rows:
-        for value in p.log_prob(data).value:
+        for value in p.log_prob(data, accuracy=accuracy).value:
             typer.echo(f"{value:.6f}")
     else:
-        answer = p.score(data)
+        answer = p.score(data, accuracy=accuracy)
         typer.echo(f"{answer.value:.4f} ± {answer.error:.4f} nats a row ({answer.kind}{': ' + answer.how if answer.how else ''})")
 
 

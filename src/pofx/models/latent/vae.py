@@ -19,10 +19,11 @@ from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
 from pofx.models.latent.laws import Diagonal
 from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
+from pofx.models.latent.posterior import Chain, Posterior, Weighted
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
 from pofx.models.registry import family
-from pofx.objectives.elbo import LogTerms, iwae, iwae_error, log_weights
+from pofx.objectives.elbo import Levels, iwae, iwae_error, log_weights
 from pofx.objectives.mmd import KERNELS
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
@@ -54,6 +55,7 @@ class VAE(Model, Scheduled):
         draws: K of log_prob, impute and complete.
         objective: what is learned by.
         loss_draws: K of the loss.
+        posterior: where missing cells are filled from; None: `draws` of q, weighted.
     """
 
     density = Kind.BOUND
@@ -71,6 +73,7 @@ class VAE(Model, Scheduled):
         draws: int = 128,
         objective: Learning = PLAIN,
         loss_draws: int = 1,
+        posterior: Posterior | None = None,
     ) -> None:
         super().__init__(domain, context)
         self.generative = generative
@@ -78,6 +81,7 @@ class VAE(Model, Scheduled):
         self.draws = draws
         self.objective = objective
         self.loss_draws = loss_draws
+        self.posterior = posterior
         self._done = torch.ones(())  # a tensor, so that a compiled loss need not be compiled anew at every step
         self._inside = False  # whether the rows that learning sees are known to be whole and inside the support
 
@@ -160,6 +164,7 @@ class VAE(Model, Scheduled):
             draws=self.draws,
             objective=self.objective,
             loss_draws=self.loss_draws,
+            posterior=self.posterior,
         )
         return part.train(self.training)
 
@@ -180,17 +185,16 @@ class VAE(Model, Scheduled):
 
     @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
-        def fill(terms: LogTerms) -> Tensor:
-            parameters = self.generative.parameters_at(terms.latents)
-            return centre(self.generative.decoder.columns, self.domain, parameters, log_weights(terms).softmax(0))
+        def fill(latents: Levels, w: Tensor) -> Tensor:
+            return centre(self.generative.decoder.columns, self.domain, self.generative.parameters_at(latents), w)
 
         return self._filled(x, fill, generator)
 
     @labelled(Kind.ESTIMATE)
     def _complete(self, x: X, generator: Generator) -> X:
-        def fill(terms: LogTerms) -> Tensor:
-            k = torch.multinomial(log_weights(terms).softmax(0).T, 1, generator=generator)[:, 0]
-            chosen = tuple(z[k, torch.arange(len(k), device=k.device)] for z in terms.latents)
+        def fill(latents: Levels, w: Tensor) -> Tensor:
+            k = torch.multinomial(w.T, 1, generator=generator)[:, 0]
+            chosen = tuple(z[k, torch.arange(len(k), device=k.device)] for z in latents)
             return self.generative.sample(chosen, generator=generator)
 
         return self._filled(x, fill, generator)
@@ -218,12 +222,12 @@ class VAE(Model, Scheduled):
         weigh = partial(self._log_weights, generator=generator)
         return diagnose(self.generative, self.inference, *self._inputs(x, c), weigh=weigh, generator=generator)
 
-    def _filled(self, x: Tensor, fill: Callable[[LogTerms], Tensor], generator: Generator) -> Tensor:
-        """x with its NaN taken from what `fill` makes of the weighted draws of each piece of rows."""
-        rows, _ = self._inputs(x, None)
+    def _filled(self, x: Tensor, fill: Callable[[Levels, Tensor], Tensor], generator: Generator) -> Tensor:
+        """x with its NaN taken from what `fill` makes of the posterior's draws of each piece of rows."""
+        posterior = self.posterior or Weighted(self.draws)
         parts = [
-            fill(proposed_terms(self.generative, self.inference, piece, None, self.draws, generator=generator))
-            for piece, _ in self._pieces(rows, None, self.draws)
+            fill(*posterior(self.generative, self.inference, piece, generator=generator))
+            for piece, _ in self._pieces(self._inputs(x, None)[0], None, posterior.draws)
         ]
         return torch.where(x.isnan(), torch.cat(parts).to(x), x)
 
@@ -286,6 +290,10 @@ class VAEConfig(GradientConfig):
     pseudo_inputs: Literal["learned", "kept"] = Field("learned", description="of a VampPrior: whether they move, or stay training rows")
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
+    imputation: Literal["importance", "gibbs", "pseudo-gibbs"] = Field(
+        "importance",
+        description="missing cells by weighted draws of q, or a chain of twice as many steps that corrects q or, pseudo-gibbs, trusts it",
+    )
     objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
         "elbo", description="what is learned by; held-out rows are judged by a true bound, those of an autoencoder by their reconstruction"
     )
@@ -351,7 +359,9 @@ class VAEConfig(GradientConfig):
         laws = [Diagonal(size) for size in sizes]
         encoder = Encoder(domain, laws, context=width, widths=self.widths, dropout=self.dropout, path=self.path)
         generative = Generative(self._prior(sizes[-1], encoder), decoder, links)
-        return VAE(generative, encoder, domain, context, draws=self.draws, objective=self._learning(), loss_draws=self.loss_draws)
+        posterior = Weighted(self.draws) if self.imputation == "importance" else Chain(self.draws, self.imputation == "gibbs")
+        by, k = self._learning(), self.loss_draws
+        return VAE(generative, encoder, domain, context, draws=self.draws, objective=by, loss_draws=k, posterior=posterior)
 
     def _prior(self, latents: int, encoder: Encoder) -> Prior:
         """The untrained prior."""

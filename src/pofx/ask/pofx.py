@@ -188,26 +188,20 @@ class PofX:
     def classify(self, rows: Any, column: str) -> Answer:  # noqa: ANN401
         """P(column = level | the row's other cells), (N, levels) in the order of the domain's levels; the column's own cells are not read.
 
-        p(level | rest) is p(level, rest) over its sum over levels: a log_prob for each level, of its kind.
+        p(level | rest) is p(level, rest) over its sum over levels: a log_prob for each level, of its kind. A model that learned a
+        classifier for the column (`m2`, for its label) answers by that.
 
         Raises:
             OptionError: the column has no levels.
             Unavailable: a row has missing cells and the family can not marginalise.
         """
         d = self.domain.index(column)
-        levels = self.domain.variables[d].levels
-        if not levels:
-            raise OptionError(
-                f"column {column!r} is {self.domain.variables[d].kind}: only a column of levels is classified; ask conditional"
-            )
         x = self._on_device(encode(read(rows), self.domain, partial=True))
-        each = []
-        for code in range(len(levels)):
-            x[:, d] = code
-            each.append(self._log_prob(x))
-        label = self.model.missing if bool(x.isnan().any()) else self.model.density
-        how = f"levels in order: {', '.join(map(str, levels))}"
-        return Answer(_numpy(torch.stack(each, dim=1).softmax(1)), label if label is Kind.EXACT else Kind.ESTIMATE, None, how)
+        each = self.model.classify(x, d, generator=self._generator())
+        others = x[:, [i for i in range(len(self.domain)) if i != d]]
+        label = self.model.missing if bool(others.isnan().any()) else self.model.density
+        how = f"levels in order: {', '.join(map(str, self.domain.variables[d].levels))}"
+        return Answer(_numpy(each), label if label is Kind.EXACT else Kind.ESTIMATE, None, how)
 
     def mutual_information(self, a: str | Sequence[str], b: str | Sequence[str], *, seed: int | None = None) -> Answer:
         """I(A; B) of two groups of columns in nats, with its standard error.

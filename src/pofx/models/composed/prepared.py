@@ -348,6 +348,15 @@ class Prepared(Model):
         """The base's, at the middle of every cell."""
         return self.base.cluster(self._centre(x), self._features(c), generator=generator)
 
+    def _classify(self, x: X, d: int, generator: Generator) -> Tensor:
+        """The base's, where nothing is lifted: the slopes of the other variables' maps are the same under every level."""
+        if self.lift is not None:
+            return super()._classify(x, d, generator)
+        u = self._to_base(x, None, generator)[0]
+        outside = u.isinf()
+        p = self.base.classify(torch.where(outside, 0.0, u), d, generator=generator)
+        return torch.where(outside.any(-1, keepdim=True), math.nan, p.double())
+
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self._to_user(self.base.decode(z, self._features(c)))
 

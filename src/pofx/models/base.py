@@ -453,6 +453,17 @@ class Scheduled(abc.ABC):
         """Hear, before every step, the share of the run that is over, from 0 on; a model that hears nothing is at the end of it."""
 
 
+class Staged(abc.ABC):
+    """What a family adds when its parts learn one after the other."""
+
+    @abc.abstractmethod
+    def stages(self) -> "Iterator[tuple[Model, FamilyConfig]]":
+        """Each part, as a model of the same rows that shares its tensors, and the options it learns by.
+
+        A stage is asked for once the one before it has learned.
+        """
+
+
 class FullBatch(abc.ABC):
     """What a family adds when it learns from all rows at once: closed form (one step) or EM (many)."""
 

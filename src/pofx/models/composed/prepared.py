@@ -14,7 +14,7 @@ from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
 from pofx.events import NEVER, Among, Between, Condition
-from pofx.models.base import FullBatch, Lifting, Model
+from pofx.models.base import FamilyConfig, FullBatch, Lifting, Model, Staged
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
@@ -398,6 +398,20 @@ class PreparedFullBatch(Prepared, FullBatch):
         held = None if holdout is None else self._to_base(holdout, None, generator)[0]
         for value in cast("FullBatch", self.base).steps(u, holdout=held, generator=generator):
             yield value + float(log_weight.mean())
+
+
+class PreparedStaged(Prepared, Staged):
+    """The same over a base whose parts learn one after the other."""
+
+    def stages(self) -> Iterator[tuple[Model, FamilyConfig]]:
+        """The base's, behind the same maps."""
+        for part, config in cast("Staged", self.base).stages():
+            yield kind_over(part)(part, self.lift, self.transform, self.domain, lifting=self.lifting), config
+
+
+def kind_over(base: Model) -> type[Prepared]:
+    """The class that learns as the base does."""
+    return PreparedFullBatch if isinstance(base, FullBatch) else PreparedStaged if isinstance(base, Staged) else Prepared
 
 
 class Levels:

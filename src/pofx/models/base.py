@@ -303,6 +303,11 @@ class Model(nn.Module, abc.ABC):
             parts = [self._classify(part, d, generator) for part in rows.split(self.rows_at_once)]
         return torch.cat(parts).reshape(*x.shape[:-1], len(variable.levels))
 
+    def frequencies(self, j: int) -> Tensor:
+        """p(c_j = k) of each level k of a condition, (K,): as often as training rows had it where that is kept, else all alike."""
+        levels = len(self.context.variables[j].levels) if self.context else 0
+        return torch.full((levels,), 1 / max(1, levels))
+
     def encode(self, x: X, c: Context | None = None) -> Latent:
         """The code z of each row."""
         rows, c_rows = self._checked(x, c)

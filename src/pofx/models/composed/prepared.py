@@ -64,6 +64,7 @@ class Prepared(Model):
     """
 
     grid: Tensor
+    context_counts: Tensor
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class Prepared(Model):
         self.missing = base.missing.worst(lifted)
         grid = [v.resolution or 0.0 for v in domain.variables]
         self.register_buffer("grid", torch.tensor(grid, dtype=torch.float64), persistent=False)
+        if context is not None:  # how many training rows had each level of each condition
+            self.register_buffer("context_counts", torch.zeros(sum(map(len, _levels(context))), dtype=torch.float64))
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
         """The base's loss at one draw of the lift, in the user's units."""
@@ -94,7 +97,10 @@ class Prepared(Model):
         return self.base.loss(u, self._features(c), generator=generator) - log_weight
 
     def initialise(self, x: X, c: Context | None = None) -> None:
-        """Pass on to the base what it sees of the data."""
+        """Pass on to the base what it sees of the data, and count the levels of the conditions."""
+        if c is not None and self.context is not None:
+            each = [(c[:, j] == code).sum() for j, levels in enumerate(_levels(self.context)) for code in range(len(levels))]
+            self.context_counts.copy_(torch.stack(each) if each else self.context_counts)
         self.base.initialise(self._spread(x)[0], self._features(c))
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
@@ -116,6 +122,11 @@ class Prepared(Model):
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self._to_user(self.base._sample(n, self._features(c), generator))
+
+    def frequencies(self, j: int) -> Tensor:
+        """Those of the training rows."""
+        counts = self.context_counts.split([len(levels) for levels in _levels(self.context)])[j] if self.context else torch.zeros(0)
+        return counts / counts.sum() if counts.any() else super().frequencies(j)
 
     @property
     def approximation(self) -> str:
@@ -440,6 +451,11 @@ class Levels:
             votes = averaged[:, self.dim :].split(list(self.sizes.values()), dim=1)
             x[:, list(self.sizes)] = torch.stack([v.argmax(1).double() for v in votes], dim=1)
         return x
+
+
+def _levels(context: Domain) -> list[tuple[object, ...]]:
+    """Of each condition, none of a number."""
+    return [tuple(v.levels) for v in context.variables]
 
 
 @contextmanager

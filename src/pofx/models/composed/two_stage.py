@@ -133,7 +133,8 @@ class TwoStage(Model, Staged):
     def _drawn(self, codes: Tensor, generator: Generator) -> X:
         """x ~ p(x | z) beside v."""
         z, v = self._uncoded(codes)
-        parts = [self.vae.generative.sample((rows,), generator=generator) for rows in z.split(self.rows_at_once)]
+        pieces = z.split(self.rows_at_once) if len(z) else ()
+        parts = [z.new_zeros(0, len(self.within)), *(self.vae.generative.sample((piece,), generator=generator) for piece in pieces)]
         return self._joined(torch.cat(parts), v)
 
     def _uncoded(self, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ SETTINGS = {
         "autoencoder": "vae:latents=16:dropout=0:beta=0.3:max_epochs=40",
         "prior": "m2:alpha=1:latents=3:draws=4:max_epochs=300:batch_size=128",
     },
-    ("digits", "m2"): {"alpha": 1.0, "max_epochs": 200},
+    ("digits", "m2"): {"latents": 4, "alpha": 1.0, "max_epochs": 120, "batch_size": 128},
     ("mnist", "m1m2"): {
         "autoencoder": "vae:latents=50:widths=[600,600]:dropout=0:batch_size=256:learning_rate=0.001:max_epochs=40",
         "prior": "m2:alpha=0.1:latents=10:draws=4:batch_size=1000:max_epochs=60:widths=[300,300]",

@@ -93,7 +93,6 @@ class M2(Model):
     missing = Kind.BOUND
     rows_at_once = 512  # each of which may be as many pairs as there are classes
 
-    one_hot: Tensor
     rows_a_label: Tensor  # N / N_y
 
     def __init__(self, inner: VAE, classifier: Classifier, domain: Domain, label: int, *, alpha: float = 0.1) -> None:
@@ -103,8 +102,12 @@ class M2(Model):
         self.rest = [d for d in range(len(domain)) if d != label]
         self.logits = nn.Parameter(torch.zeros(classes))
         self.columns = Columns([Categorical(classes) if d == label else default_law(v) for d, v in enumerate(domain.variables)])
-        self.register_buffer("one_hot", torch.eye(classes), persistent=False)
         self.register_buffer("rows_a_label", torch.ones(()), persistent=False)
+
+    @property
+    def one_hot(self) -> Float[Tensor, "K K"]:
+        """Each class as the condition of the inner model, in the dtype of the weights."""
+        return torch.eye(len(self.logits)).to(self.logits)
 
     # -- learning ----------------------------------------------------------------------------------
 
@@ -207,7 +210,7 @@ class M2(Model):
             return Predictive(domain, Columns([Categorical(len(self.logits))]), self.logits.detach()[None], self.logits.new_zeros(1))
         label = keep.index(self.label) if self.label in keep else len(keep)
         part = M2(self.inner.marginal(within), self.classifier.marginal(within), domain, label, alpha=self.alpha)  # type: ignore[arg-type]
-        part.logits, part.one_hot = self.logits, self.one_hot
+        part.logits = self.logits
         return part.train(self.training)
 
     @labelled(Kind.ESTIMATE)

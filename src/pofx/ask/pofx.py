@@ -35,7 +35,7 @@ from pofx.ask.questions import kinds
 from pofx.ask.sampled import Dropped, given, known
 from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.data.encoding import count, encode_in_pieces, together
-from pofx.domain import Domain
+from pofx.domain import Domain, Variable
 from pofx.errors import DataError, OptionError, Unavailable
 from pofx.events import Event
 from pofx.learn import Record
@@ -190,29 +190,50 @@ class PofX:
 
         return probability(self.model, holds, draws=n, generator=generator)
 
-    def classify(self, rows: Any, column: str) -> Answer:  # noqa: ANN401
+    def classify(
+        self,
+        rows: Any,  # noqa: ANN401
+        column: str | None = None,
+        given: Any = None,  # noqa: ANN401
+        *,
+        prior: Mapping[Any, float] | None = None,
+    ) -> Answer:
         """P(column = level | the row's other cells), (N, levels) in the order of the domain's levels; the column's own cells are not read.
 
-        p(level | rest) is p(level, rest) over its sum over levels: a log_prob for each level, of its kind.
+        p(level | rest) is p(level, rest) over its sum over levels: a log_prob for each level, of its kind. A model that learned a
+        classifier for the column (`m2`, for its label) answers by that. Where the column is a condition of p(x | c), it is Bayes' rule
+        with p(x | c) and the prior: the frequencies of the training rows, or those given.
+
+        Args:
+            rows: the rows; the column may be left out.
+            column: of levels; None: the only one there is, among the conditions where p has some.
+            given: the other conditions, one row each, when they do not stand in the rows.
+            prior: level -> probability of a condition, in any unit; levels left out have none.
 
         Raises:
-            OptionError: the column has no levels.
+            OptionError: the column has no levels, or there are several and none was named.
             Unavailable: a row has missing cells and the family can not marginalise.
         """
-        d = self.domain.index(column)
-        levels = self.domain.variables[d].levels
-        if not levels:
-            raise OptionError(
-                f"column {column!r} is {self.domain.variables[d].kind}: only a column of levels is classified; ask conditional"
-            )
+        name = column or self.only_levels()
+        if self.model.context is not None and name in self.model.context.names:
+            return self._by_bayes(rows, name, given, prior)
+        if prior is not None:
+            raise OptionError(f"a prior is for a condition, but {name!r} is a column that p knows the law of")
+        d = self.domain.index(name)
         x = self._on_device(encode(read(rows), self.domain, partial=True))
-        each = []
-        for code in range(len(levels)):
-            x[:, d] = code
-            each.append(self._log_prob(x))
-        label = self.model.missing if bool(x.isnan().any()) else self.model.density
-        how = f"levels in order: {', '.join(map(str, levels))}"
-        return Answer(_numpy(torch.stack(each, dim=1).softmax(1)), label if label is Kind.EXACT else Kind.ESTIMATE, None, how)
+        each = self.model.classify(x, d, generator=self._generator())
+        return self._classes(each, x[:, [i for i in range(len(self.domain)) if i != d]], self.domain.variables[d])
+
+    def only_levels(self) -> str:
+        """The one column that can be classified: among the conditions where p has some.
+
+        Raises:
+            OptionError: there is none, or more than one.
+        """
+        names = [v.name for v in (self.model.context or self.domain).variables if v.levels]
+        if len(names) != 1:
+            raise OptionError(f"which column is classified? There are {len(names)} of levels: {', '.join(names[:6]) or 'none'}")
+        return names[0]
 
     def mutual_information(self, a: str | Sequence[str], b: str | Sequence[str], *, seed: int | None = None) -> Answer:
         """I(A; B) of two groups of columns in nats, with its standard error.
@@ -270,7 +291,7 @@ class PofX:
         Two calls give different rows; equal seeds give equal rows.
         """
         generator = self._stream if seed is None else self._generator(seed)
-        c = None if given is None else self._encode(given, self._context())
+        c = None if given is None else self._conditions(given)
         x = self.model.sample(n, c, generator=generator)
         rows = x if c is None else x.transpose(0, 1).reshape(-1, len(self.domain))
         return decode(rows.cpu(), self.domain, self.container)
@@ -345,8 +366,12 @@ class PofX:
         return _numpy(self.model.encode(*self._rows(rows, given)))
 
     def decode(self, z: Any, given: Any = None) -> Any:  # noqa: ANN401
-        """The row of each code."""
-        c = None if given is None else self._encode(given, self._context())
+        """The row of each code, under the conditions given.
+
+        A code of p(x | c) holds what the condition does not say: `p.decode(p.encode(rows, given=a), given=b)` keeps the style of the
+        rows and changes their class from a to b.
+        """
+        c = None if given is None else self._conditions(given)
         codes = self._on_device(torch.as_tensor(np.asarray(z), dtype=torch.float64))
         return decode(self.model.decode(codes, c).cpu(), self.domain, self.container)
 
@@ -464,6 +489,63 @@ class PofX:
         how = "; ".join(dict.fromkeys(filter(None, (self.approximation, getattr(model, "approximation", "")))))
         return PofX(model, self.container, seed=self.seed, approximation=how)
 
+    def _by_bayes(self, rows: Any, name: str, given: Any, prior: Mapping[Any, float] | None) -> Answer:  # noqa: ANN401
+        """p(c_j | x, the other c), p(x | c) p(c_j) over its sum."""
+        context = self._context()
+        j = context.index(name)
+        variable = context.variables[j]
+        x = self._encode(rows, self.domain)
+        c = (
+            x.new_zeros(len(x), 1)
+            if len(context) == 1
+            else self._on_device(encode(read(rows if given is None else given), context, partial=True))
+        )
+        log_joint = self._log_p(variable, j, prior).to(x).expand(len(x), -1).clone()
+        for code in log_joint[0].isfinite().nonzero()[:, 0].tolist():
+            c[:, j] = code
+            self._check_conditions(c)
+            log_joint[:, code] += self._log_prob(x, c).to(x)
+        return self._classes(log_joint.softmax(1), x, variable)
+
+    def _log_p(self, variable: Variable, j: int, prior: Mapping[Any, float] | None) -> Tensor:
+        """log p(c_j) of each level."""
+        if not variable.levels:
+            raise OptionError(f"condition {variable.name!r} is {variable.kind}: only a column of levels is classified")
+        if prior is None:
+            return self.model.frequencies(j).log()
+        for level, weight in prior.items():
+            if level not in variable.levels or not 0 <= weight < float("inf"):
+                raise OptionError(f"a prior of {variable.name!r} maps its levels to numbers from 0 up, got {level!r}: {weight!r}")
+        p = torch.tensor([float(prior.get(level, 0.0)) for level in variable.levels], dtype=torch.float64)
+        if not bool(p.any()):
+            raise OptionError(f"a prior of {variable.name!r} gives some level a positive number")
+        return (p / p.sum()).log()
+
+    def _classes(self, p: Tensor, seen: Tensor, variable: Variable) -> Answer:
+        label = self.model.missing if bool(seen.isnan().any()) else self.model.density
+        how = f"levels in order: {', '.join(map(str, variable.levels))}"
+        return Answer(_numpy(p), label if label is Kind.EXACT else Kind.ESTIMATE, None, how)
+
+    def _check_conditions(self, c: Tensor) -> None:
+        """Whether something was learned under each condition.
+
+        Raises:
+            DataError: a condition is missing, or its level was in no training row.
+        """
+        for j, variable in enumerate(self._context().variables):
+            if variable.levels:
+                codes = c[..., j].flatten()
+                unseen = codes[codes.isfinite()].long().unique()
+                never = [code for code in unseen.tolist() if not self.model.frequencies(j)[code] > 0]
+                if never:
+                    level = variable.levels[never[0]]
+                    raise DataError(f"condition {variable.name!r} = {level!r} was in no training row: what x is there, p never learned")
+
+    def _conditions(self, given: Any) -> Tensor:  # noqa: ANN401
+        c = self._encode(given, self._context())
+        self._check_conditions(c)
+        return c
+
     def _answers(self, facts: Event) -> bool:
         """Whether the family has a conditional of its own for such evidence."""
         open_ = not facts.open or self.model.answers("restrict", sorted(facts.open)) is not Kind.NONE
@@ -490,17 +572,19 @@ class PofX:
 
     def _rows(self, rows: Any, given: Any) -> tuple[X, Tensor | None]:  # noqa: ANN401
         if self.model.context is None or given is not None:
-            return self._encode(rows, self.domain), None if given is None else self._encode(given, self._context())
+            return self._encode(rows, self.domain), None if given is None else self._conditions(given)
         table = self._learned("given columns").table
         whole = self._encode(rows, table)
-        return tuple(whole[:, [table.index(name) for name in part.names]] for part in (self.domain, self.model.context))  # type: ignore[return-value]
+        x, c = (whole[:, [table.index(name) for name in part.names]] for part in (self.domain, self.model.context))
+        self._check_conditions(c)
+        return x, c
 
     def _encode(self, rows: Any, domain: Domain) -> X:  # noqa: ANN401
         return self._on_device(encode(read(rows), domain))
 
-    def _log_prob(self, x: X) -> Tensor:
+    def _log_prob(self, x: X, c: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            return self.model.log_prob(x, generator=self._generator())
+            return self.model.log_prob(x, c, generator=self._generator())
 
     @property
     def _device(self) -> torch.device:

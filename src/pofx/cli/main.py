@@ -294,6 +294,21 @@ def diagnose(
 
 
 @app.command()
+def classify(
+    model: ModelFile,
+    data: Data,
+    column: Annotated[str | None, typer.Option(help="a column of levels, or a condition; the only one there is when left out")] = None,
+    out: Out = None,
+) -> None:
+    """The most probable level of a column in each row, given the row's other cells, and the probability of every level."""
+    from pofx.ask import open as opened
+    from pofx.cli.rows import check_ending, classified
+
+    check_ending(out)
+    _write(classified(opened(model), data, column), out)
+
+
+@app.command()
 def ask(
     model: ModelFile,
     event: Annotated[list[str], typer.Argument(help='what holds: "income > 50000", sex=F, "10 <= age < 20"; all of several')],

@@ -86,6 +86,15 @@ def clustered(p: Answer) -> pd.DataFrame:
     return pd.DataFrame({"cluster": each.argmax(1), "probability": each.max(1)})
 
 
+def classified(p: PofX, data: str, column: str | None) -> pd.DataFrame:
+    """The most probable level of each row, and p of every level."""
+    name = column or p.only_levels()
+    each = np.asarray(p.classify(data, name))
+    variable = (p.domain if p.model.context is None or name in p.domain.names else p.model.context)[name]
+    levels = np.array(variable.levels, dtype=object)
+    return pd.DataFrame({name: levels[each.argmax(1)], **{f"p({level})": each[:, k] for k, level in enumerate(levels)}})
+
+
 def write_labelled(table: object, out: Path) -> None:
     """Write rows with the labels that a Parquet file gave them: as its index again, or as the first columns of text."""
     if not isinstance(table, pd.DataFrame) or isinstance(table.index, pd.RangeIndex) or out.suffix == ".npy":

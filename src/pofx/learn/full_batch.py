@@ -45,4 +45,5 @@ def _loss(model: FullBatch, rows: Tensor, generator: torch.Generator) -> float |
     density = cast("Model", model)
     if density.missing is Kind.NONE and bool(rows.isnan().any()):
         return None
-    return -float(density.log_prob(rows, generator=generator).mean())
+    with torch.no_grad():
+        return -float(density.log_prob(rows, generator=generator).mean())

@@ -22,9 +22,10 @@ from pofx.learn.progress import shown
 from pofx.learn.race import SHARE, race
 from pofx.learn.record import Outcome, Record
 from pofx.learn.rows import Rows
+from pofx.learn.stages import in_stages
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
-from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model, Scheduled
+from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model, Scheduled, Staged
 from pofx.models.composed.prepared import evaluated
 from pofx.models.registry import families, name_of
 from pofx.objectives import Likelihood
@@ -90,6 +91,12 @@ def run(
     """
     _check_rows(x, c, holdout, holdout_c)
     _check_options(budget, precision)
+    if isinstance(model, Staged):
+        check_weighable(config, weights)
+        one = partial(run, x=x, c=c, holdout=holdout, holdout_c=holdout_c, seed=seed, device=device, checkpoint_every=checkpoint_every)
+        every = partial(one, progress=progress, tracker=tracker, precision=precision, compile=compile)
+        model.to(choose_device(device))
+        return in_stages(model, config, every, budget, checkpoint)
     if compile and isinstance(config, GradientConfig) and not config.compiles:
         raise OptionError(f"{name_of(config)} with these options learns by a gradient that torch.compile gets wrong: leave compile out")
     check_weighable(config, weights)

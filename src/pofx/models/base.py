@@ -323,6 +323,28 @@ class Model(nn.Module, abc.ABC):
         with torch.no_grad():
             return self._diagnose(rows, c_rows, generator)
 
+    def classify(self, x: X, d: int, *, generator: Generator = None) -> Tensor:
+        """p(x_d = k | the row's other cells) of each level k of a variable, (..., K); the cells of x_d are not read.
+
+        Cost: a log_prob for each level, all of them with equal draws, unless the family knows better.
+
+        Raises:
+            OptionError: the variable has no levels.
+            Unavailable: a row has missing cells and the family can not marginalise.
+        """
+        variable = self.domain.variables[d]
+        if not variable.levels:
+            raise OptionError(f"column {variable.name!r} is {variable.kind}: only a column of levels is classified; ask conditional")
+        rows, _ = self._checked(x.index_fill(-1, torch.tensor(d, device=x.device), 0.0), None)
+        with torch.no_grad():
+            parts = [self._classify(part, d, generator) for part in rows.split(self.rows_at_once)]
+        return torch.cat(parts).reshape(*x.shape[:-1], len(variable.levels))
+
+    def frequencies(self, j: int) -> Tensor:
+        """p(c_j = k) of each level k of a condition, (K,): as often as training rows had it where that is kept, else all alike."""
+        levels = len(self.context.variables[j].levels) if self.context else 0
+        return torch.full((levels,), 1 / max(1, levels))
+
     def encode(self, x: X, c: Context | None = None) -> Latent:
         """The code z of each row."""
         rows, c_rows = self._checked(x, c)
@@ -382,6 +404,16 @@ class Model(nn.Module, abc.ABC):
             rest[:, d] = torch.nan
             columns.append(torch.where(x[:, d].isnan(), 0.0, whole - self._log_prob_and_error(rest, None, generator)[0]))
         return torch.stack(columns, dim=1)
+
+    def _classify(self, x: X, d: int, generator: Generator) -> Tensor:
+        """p(x_d = k | the others) of rows (N, D) whose x_d is a level, whichever: p(x_d = k, the others) over its sum."""
+        state = None if generator is None else generator.get_state()
+        each = []
+        for k in range(len(self.domain.variables[d].levels)):
+            if generator is not None and state is not None:
+                generator.set_state(state)
+            each.append(self._log_prob_and_error(x.index_fill(-1, torch.tensor(d, device=x.device), float(k)), None, generator)[0])
+        return torch.stack(each, dim=1).softmax(1)
 
     def _encode(self, x: X, c: Context | None) -> Latent:
         raise Unavailable("encode", self.noun, "it has no latent code", families=("realnvp", "vae", "gmm", "latent_class"))
@@ -467,6 +499,17 @@ class Scheduled(abc.ABC):
     @abc.abstractmethod
     def passed(self, done: float) -> None:
         """Hear, before every step, the share of the run that is over, from 0 on; a model that hears nothing is at the end of it."""
+
+
+class Staged(abc.ABC):
+    """What a family adds when its parts learn one after the other."""
+
+    @abc.abstractmethod
+    def stages(self) -> "Iterator[tuple[Model, FamilyConfig]]":
+        """Each part, as a model of the same rows that shares its tensors, and the options it learns by.
+
+        A stage is asked for once the one before it has learned.
+        """
 
 
 class FullBatch(abc.ABC):

@@ -100,6 +100,8 @@ FAMILIES = (
     ),
     Family("nsf-ar", "pofx.models.flows.families:NeuralSplineAutoregressiveConfig", "an autoregressive flow of splines"),
     Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),
+    Family("m2", "pofx.models.latent.semi:M2Config", "a variational auto-encoder of classes that only some rows show (semi-supervised)"),
+    Family("latent", "pofx.models.composed.two_stage:LatentConfig", "a variational auto-encoder, then any family learned on its codes"),
 )
 
 

@@ -6,10 +6,10 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from pofx.domain import Domain
-from pofx.models.base import FamilyConfig, FullBatch, Model, Takes
+from pofx.models.base import FamilyConfig, Model, Takes
 from pofx.models.classical.gaussian import GaussianConfig
 from pofx.models.composed.completed import Completed
-from pofx.models.composed.prepared import Prepared, PreparedFullBatch
+from pofx.models.composed.prepared import kind_over
 from pofx.nets.features import Features
 from pofx.transforms.dequantise import Lift
 from pofx.transforms.elementwise import Elementwise
@@ -108,8 +108,7 @@ def wrap(
     base = builder(seen)
     if lift is None and transform is None and context is None:
         return base
-    kind = PreparedFullBatch if isinstance(base, FullBatch) else Prepared
-    return kind(
+    return kind_over(base)(
         base,
         lift,
         transform,

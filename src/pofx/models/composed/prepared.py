@@ -14,7 +14,7 @@ from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
 from pofx.events import NEVER, Among, Between, Condition
-from pofx.models.base import Diagnosis, FullBatch, Lifting, Model
+from pofx.models.base import Diagnosis, FamilyConfig, FullBatch, Lifting, Model, Staged
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
@@ -64,6 +64,7 @@ class Prepared(Model):
     """
 
     grid: Tensor
+    context_counts: Tensor
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class Prepared(Model):
         self.missing = base.missing.worst(lifted)
         grid = [v.resolution or 0.0 for v in domain.variables]
         self.register_buffer("grid", torch.tensor(grid, dtype=torch.float64), persistent=False)
+        if context is not None:  # how many training rows had each level of each condition
+            self.register_buffer("context_counts", torch.zeros(sum(map(len, _levels(context))), dtype=torch.float64))
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
         """The base's loss at one draw of the lift, in the user's units."""
@@ -94,7 +97,10 @@ class Prepared(Model):
         return self.base.loss(u, self._features(c), generator=generator) - log_weight
 
     def initialise(self, x: X, c: Context | None = None) -> None:
-        """Pass on to the base what it sees of the data."""
+        """Pass on to the base what it sees of the data, and count the levels of the conditions."""
+        if c is not None and self.context is not None:
+            each = [(c[:, j] == code).sum() for j, levels in enumerate(_levels(self.context)) for code in range(len(levels))]
+            self.context_counts.copy_(torch.stack(each) if each else self.context_counts)
         self.base.initialise(self._spread(x)[0], self._features(c))
 
     def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
@@ -116,6 +122,11 @@ class Prepared(Model):
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self._to_user(self.base._sample(n, self._features(c), generator))
+
+    def frequencies(self, j: int) -> Tensor:
+        """Those of the training rows."""
+        counts = self.context_counts.split([len(levels) for levels in _levels(self.context)])[j] if self.context else torch.zeros(0)
+        return counts / counts.sum() if counts.any() else super().frequencies(j)
 
     @property
     def approximation(self) -> str:
@@ -355,6 +366,15 @@ class Prepared(Model):
         """The base's, at the middle of every cell."""
         return self.base.diagnose(self._centre(x), self._features(c), generator=generator)
 
+    def _classify(self, x: X, d: int, generator: Generator) -> Tensor:
+        """The base's, where nothing is lifted: the slopes of the other variables' maps are the same under every level."""
+        if self.lift is not None:
+            return super()._classify(x, d, generator)
+        u = self._to_base(x, None, generator)[0]
+        outside = u.isinf()
+        p = self.base.classify(torch.where(outside, 0.0, u), d, generator=generator)
+        return torch.where(outside.any(-1, keepdim=True), math.nan, p.double())
+
     def _decode(self, z: Latent, c: Context | None) -> X:
         return self._to_user(self.base.decode(z, self._features(c)))
 
@@ -398,6 +418,20 @@ class PreparedFullBatch(Prepared, FullBatch):
             yield value + float(log_weight.mean())
 
 
+class PreparedStaged(Prepared, Staged):
+    """The same over a base whose parts learn one after the other."""
+
+    def stages(self) -> Iterator[tuple[Model, FamilyConfig]]:
+        """The base's, behind the same maps."""
+        for part, config in cast("Staged", self.base).stages():
+            yield kind_over(part)(part, self.lift, self.transform, self.domain, lifting=self.lifting), config
+
+
+def kind_over(base: Model) -> type[Prepared]:
+    """The class that learns as the base does."""
+    return PreparedFullBatch if isinstance(base, FullBatch) else PreparedStaged if isinstance(base, Staged) else Prepared
+
+
 class Levels:
     """Values of rows, with a vote for the level each levelled variable takes.
 
@@ -424,6 +458,11 @@ class Levels:
             votes = averaged[:, self.dim :].split(list(self.sizes.values()), dim=1)
             x[:, list(self.sizes)] = torch.stack([v.argmax(1).double() for v in votes], dim=1)
         return x
+
+
+def _levels(context: Domain) -> list[tuple[object, ...]]:
+    """Of each condition, none of a number."""
+    return [tuple(v.levels) for v in context.variables]
 
 
 @contextmanager

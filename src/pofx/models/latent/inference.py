@@ -287,7 +287,7 @@ class LevelNet(nn.Module):
         """(N, F), what `Inlet.lacking` gives and (*batch, N, B) -> (*batch, N, outputs)."""
         h = self.inlet(f, lacking)
         a: Tensor = self.rest(h if self.before is None else h + self.before(z))
-        return a
+        return a.to(self.inlet.weight.dtype)  # under autocast nets have another, laws do not
 
 
 class Inlet(nn.Linear):

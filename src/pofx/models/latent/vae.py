@@ -259,6 +259,12 @@ class VAEConfig(GradientConfig):
         "booktitle={International Conference on Learning Representations}, year={2016}}",
         "@inproceedings{tomczak2018vae, title={{VAE} with a {V}amp{P}rior}, author={Tomczak, Jakub M. and Welling, Max}, "
         "booktitle={International Conference on Artificial Intelligence and Statistics}, year={2018}}",
+        "@inproceedings{kingma2016improved, title={Improved variational inference with inverse autoregressive flow}, "
+        "author={Kingma, Diederik P. and Salimans, Tim and Jozefowicz, Rafal and Chen, Xi and Sutskever, Ilya and Welling, Max}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2016}}",
+        "@inproceedings{jang2017categorical, title={Categorical reparameterization with {G}umbel-softmax}, "
+        "author={Jang, Eric and Gu, Shixiang and Poole, Ben}, "
+        "booktitle={International Conference on Learning Representations}, year={2017}}",
     )
     space: ClassVar = {
         "latents": (2, 4, 8, 16, 32),

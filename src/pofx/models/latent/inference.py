@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from pofx.domain import Domain
-from pofx.errors import Unavailable
+from pofx.errors import OptionError, Unavailable
 from pofx.models.latent.decoder import activation, conditioned
 from pofx.models.latent.generative import Generative, beside
 from pofx.models.latent.laws import Diagonal, Drawn, LatentLaw, Steered
@@ -120,7 +120,7 @@ class Encoder(Inference):
         self.laws: Sequence[LatentLaw] = nn.ModuleList(laws)  # type: ignore[assignment]
         before = [sum(laws[j].latents for j in self._drawn_before(level)) for level in range(len(laws))]
         self.nets: Sequence[LevelNet] = nn.ModuleList(  # type: ignore[assignment]
-            LevelNet(self.inputs, len(domain), seen, law.outputs, widths, dropout) for seen, law in zip(before, laws, strict=True)
+            LevelNet(self.inputs, len(domain), seen, law, widths, dropout) for seen, law in zip(before, laws, strict=True)
         )
         self.register_buffer("at", None, persistent=False)  # of a marginal: where its variables stand
 
@@ -266,24 +266,28 @@ class LevelNet(nn.Module):
         features: width of f.
         variables: how many cells x has.
         before: width of z.
-        outputs: how many numbers steer the law.
+        law: what is steered.
         widths: hidden widths.
         dropout: share of hidden units dropped while training.
     """
 
-    def __init__(self, features: int, variables: int, before: int, outputs: int, widths: tuple[int, ...], dropout: float) -> None:
+    def __init__(self, features: int, variables: int, before: int, law: LatentLaw, widths: tuple[int, ...], dropout: float) -> None:
         super().__init__()
-        first, *others = (*widths, outputs)
+        first, *others = (*widths, law.outputs)
         self.inlet = Inlet(features, first, variables)
         self.before = nn.Linear(before, first, bias=False) if before else None
-        layers = [*activation(dropout), *MLP(first, outputs, others[:-1], zero_last=False, dropout=dropout)] if widths else []
+        layers = [*activation(dropout), *MLP(first, law.outputs, others[:-1], zero_last=False, dropout=dropout)] if widths else []
         self.rest = nn.Sequential(*layers)
+        late = slice(law.outputs - law.late, None)
+        with torch.no_grad():
+            for p in (self.rest[-1] if widths else self).parameters():
+                p[late] = 0
 
     def forward(self, f: Tensor, lacking: Tensor, z: Tensor | None) -> Tensor:
         """(N, F), what `Inlet.lacking` gives and (*batch, N, B) -> (*batch, N, outputs)."""
         h = self.inlet(f, lacking)
         a: Tensor = self.rest(h if self.before is None else h + self.before(z))
-        return a
+        return a.to(self.inlet.weight.dtype)  # under autocast nets have another, laws do not
 
 
 class Inlet(nn.Linear):
@@ -388,6 +392,66 @@ def held_terms(
         if z.requires_grad:
             z.register_hook(share.mul)
     return terms
+
+
+def score_terms(
+    model: Generative,
+    inference: Inference,
+    x: Tensor,
+    c: Tensor | None = None,
+    draws: int = 2,
+    *,
+    generator: Generator = None,
+    inside: bool = False,
+) -> LogTerms:
+    """The table of `log_terms` whose `elbo` has the score function's gradient: same numbers, other slopes.
+
+        d/d phi E_q[t(z)] ~ 1/K sum_k (t_k - b_k) d log q(z_k) / d phi + d t_k / d phi,   b_k = 1 / (K - 1) sum_j!=k t_j
+
+    for each log-term t, z fixed: no slope passes through a draw, so z may be discrete. The mean b_k of the other draws is
+    independent of z_k: it takes off variance and no truth. A closed form of the KL stays where it depends on no draw. `iwae` weighs
+    its terms together, and has another gradient than this table gives.
+
+    Cost: over `log_terms`, q's networks once more.
+
+    Source: Williams, "Simple statistical gradient-following algorithms", Machine Learning 8, 1992; the control variate: Kool, van Hoof
+    and Welling, "Buy 4 REINFORCE samples, get a baseline for free!", ICLR workshop on deep RL meets structured prediction, 2019.
+
+    Args:
+        model: prior and decoder.
+        inference: q, which says its density at any z.
+        x: rows.
+        c: their conditions.
+        draws: K, 2 or more.
+        generator: of the draws.
+        inside: whether x is known to be whole and inside the support.
+
+    Raises:
+        OptionError: there is one draw, which has no others to be compared with.
+        Unavailable: q does not say its density at any z.
+    """
+    if draws < 2:
+        raise OptionError(f"gradient='score' compares each draw with the others of its row: loss_draws is 2 or more, got {draws}")
+    drawn = inference.draw(model, x, c, draws, generator=generator)
+    if drawn.density is None:
+        q, why = type(inference).__name__, "it says log q only where it drew"
+        raise Unavailable("score function's gradient", q, why, instead="gradient='plain'")
+    latents = tuple(z.detach() for z in drawn.latents)
+    log_q = drawn.density(latents)
+    score = sum(log_q[1:], log_q[0])
+    score = score - score.detach()  # 0, with the slope of log q
+
+    def scored(t: Tensor) -> Tensor:
+        ahead = (t - t.mean(0)).detach() * (draws / (draws - 1))  # of the mean of the others
+        return t + ahead * score
+
+    return LogTerms(
+        latents,
+        scored(model.log_likelihood(latents, x, c, inside=inside)),
+        lambda: tuple(map(scored, model.log_prior(latents))),
+        lambda: tuple(map(scored, log_q)),
+        drawn.kl if len(latents) == 1 else (None,) * len(latents),
+    )
 
 
 def mean_terms(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pofx.errors import OptionError
 from pofx.types import Generator, Latent, Nats
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Drawn(NamedTuple):
@@ -97,12 +97,14 @@ class LatentLaw(nn.Module, abc.ABC):
     Args:
         latents: L.
         outputs: how many numbers steer it.
+        late: how many of the last of them are 0 until learned.
     """
 
-    def __init__(self, latents: int, outputs: int) -> None:
+    def __init__(self, latents: int, outputs: int, *, late: int = 0) -> None:
         super().__init__()
         self.latents = latents
         self.outputs = outputs
+        self.late = late
 
     @abc.abstractmethod
     def forward(self, a: Tensor) -> Steered:
@@ -157,7 +159,7 @@ class DiagonalNormal(Steered):
         return self._log_prob((z - self.m) / self.s)
 
     def _log_prob(self, eps: Tensor) -> Tensor:
-        return -(0.5 * eps.square() + _HALF_LOG_2PI).sum(-1) - self.log_s.sum(-1)
+        return -(0.5 * eps.square() + HALF_LOG_2PI).sum(-1) - self.log_s.sum(-1)
 
     @property
     def mean(self) -> Tensor:
@@ -172,12 +174,12 @@ class DiagonalNormal(Steered):
     @property
     def entropy(self) -> Nats:
         """sum_l log s_l + (1 + log 2 pi) / 2."""
-        return self.log_s.sum(-1) + self.m.shape[-1] * (0.5 + _HALF_LOG_2PI)
+        return self.log_s.sum(-1) + self.m.shape[-1] * (0.5 + HALF_LOG_2PI)
 
     def cross_entropy(self, moments: Moments) -> Nats:
         """sum_l ((mean_l - m_l)^2 + variance_l) / (2 s_l^2) + log s_l + log(2 pi) / 2."""
         away = (moments.mean - self.m).square() + moments.variance
-        return (0.5 * away / self.s.square() + self.log_s + _HALF_LOG_2PI).sum(-1)
+        return (0.5 * away / self.s.square() + self.log_s + HALF_LOG_2PI).sum(-1)
 
     def times(self, other: Steered) -> Steered:
         """Precisions add, means are weighed by them."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pofx.models.latent.inference import held_terms, log_terms, mean_terms
+from pofx.models.latent.inference import held_terms, log_terms, mean_terms, score_terms
 from pofx.objectives.elbo import LogTerms, elbo, iwae, log_weights
 from pofx.objectives.mmd import Kernel, imq, mmd2
 from pofx.types import Nats
@@ -57,11 +57,18 @@ class Elbo(Learning):
         beta: weight of the divergences.
         warmup: share of the run over which their weight rises evenly from 0.
         free: nats of each level that cost nothing more.
+        score: whether q's gradient is the score function's; see `score_terms`.
     """
 
     beta: float = 1.0
     warmup: float = 0.0
     free: float = 0.0
+    score: bool = False
+
+    @property
+    def table(self) -> Draw:
+        """With the draws held for the score function's gradient."""
+        return score_terms if self.score else log_terms
 
     def climbed(self, terms: LogTerms, done: Tensor) -> Nats:
         """The weighted bound."""

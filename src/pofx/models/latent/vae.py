@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -13,11 +13,13 @@ from pofx.distributions.columns import Columns
 from pofx.domain import Domain
 from pofx.errors import OptionError, PofxError, Unavailable
 from pofx.models.base import Diagnosis, GradientConfig, Model, Scheduled, Takes, Widths, labelled
+from pofx.models.latent.continuous import Flow, Full, StudentT
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.diagnostics import diagnose
+from pofx.models.latent.discrete import Categorical, CategoricalPrior
 from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
-from pofx.models.latent.laws import Diagonal
+from pofx.models.latent.laws import Diagonal, LatentLaw
 from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
 from pofx.models.latent.posterior import Chain, Posterior, Weighted
 from pofx.models.latent.predictive import Predictive, centre, predictive
@@ -28,7 +30,7 @@ from pofx.objectives.mmd import KERNELS
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 PLAIN = Elbo()
-_PRIORS = ("normal", "mixture", "vamp")  # or the name of a family
+_PRIORS = ("normal", "mixture", "vamp", "categorical")  # or the name of a family
 
 
 class VAE(Model, Scheduled):
@@ -248,12 +250,18 @@ class VAE(Model, Scheduled):
 
 
 WEIGHED = frozenset({"loss_draws", "beta", "beta_warmup", "free_bits"})
-READS: Mapping[str, frozenset[str]] = {  # the options of learning that each objective reads
-    "elbo": WEIGHED,
-    "iwae": frozenset({"loss_draws", "gradient"}),
+READS: Mapping[str, frozenset[str]] = {  # the options of learning that each objective reads, or a value of one
+    "elbo": WEIGHED | {"gradient='score'"},
+    "iwae": frozenset({"loss_draws", "gradient='dreg'"}),
     "infovae": WEIGHED | {"kernel", "mmd_weight"},
     "autoencoder": frozenset(),
 }
+PARTS = (  # an option, and what another one must be where it is read
+    ("posterior_steps", "posterior", "flow"),
+    ("categories", "prior", "categorical"),
+    ("temperature", "prior", "categorical"),
+    ("temperature", "gradient", "plain"),
+)
 
 
 class VAEConfig(GradientConfig):
@@ -269,6 +277,12 @@ class VAEConfig(GradientConfig):
         "booktitle={International Conference on Learning Representations}, year={2016}}",
         "@inproceedings{tomczak2018vae, title={{VAE} with a {V}amp{P}rior}, author={Tomczak, Jakub M. and Welling, Max}, "
         "booktitle={International Conference on Artificial Intelligence and Statistics}, year={2018}}",
+        "@inproceedings{kingma2016improved, title={Improved variational inference with inverse autoregressive flow}, "
+        "author={Kingma, Diederik P. and Salimans, Tim and Jozefowicz, Rafal and Chen, Xi and Sutskever, Ilya and Welling, Max}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2016}}",
+        "@inproceedings{jang2017categorical, title={Categorical reparameterization with {G}umbel-softmax}, "
+        "author={Jang, Eric and Gu, Shixiang and Poole, Ben}, "
+        "booktitle={International Conference on Learning Representations}, year={2017}}",
     )
     space: ClassVar = {
         "latents": (2, 4, 8, 16, 32),
@@ -284,10 +298,23 @@ class VAEConfig(GradientConfig):
     path: Path = Field(Path.TOP_DOWN, description="order in which q draws several levels: top-down, ladder or bottom-up")
     prior: str = Field(
         "normal",
-        description="p(z), of the top level: normal, mixture, vamp, or a family that learns by gradients, such as realnvp or nsf:layers=2",
+        description="p(z), of the top level: normal, mixture, vamp, categorical (`latents` variables, one-hot side by side in z), "
+        "or a family that learns by gradients, such as realnvp or nsf:layers=2",
     )
     prior_components: int = Field(16, ge=1, le=2**16, description="of a mixture, or pseudo-inputs of a VampPrior")
     pseudo_inputs: Literal["learned", "kept"] = Field("learned", description="of a VampPrior: whether they move, or stay training rows")
+    categories: int = Field(10, ge=2, le=2**14, description="of each variable of a categorical prior")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        le=1e3,
+        description="of the slope of a categorical draw (Gumbel-softmax, straight through); low: less bias, more noise",
+    )
+    posterior: Literal["diagonal", "full", "student", "flow"] = Field(
+        "diagonal",
+        description="q of each level: normal with independent or with coupled units, Student's t, inverse autoregressive flow",
+    )
+    posterior_steps: int = Field(2, ge=1, le=2**6, description="transforms of a posterior that is a flow")
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     imputation: Literal["importance", "gibbs", "pseudo-gibbs"] = Field(
@@ -301,7 +328,9 @@ class VAEConfig(GradientConfig):
     beta: float = Field(1.0, ge=0, le=1e6, description="weight of KL(q || prior) in elbo and infovae")
     beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the run over which beta rises from 0; patience counts from its end")
     free_bits: float = Field(0.0, ge=0, le=1e6, description="nats of the mean KL of each level of latents that cost nothing more")
-    gradient: Literal["plain", "dreg"] = Field("plain", description="of iwae; dreg: q's is the doubly reparameterised one")
+    gradient: Literal["plain", "dreg", "score"] = Field(
+        "plain", description="q's; plain: through the draws; dreg, of iwae: doubly reparameterised; score, of elbo: the score function's"
+    )
     kernel: Literal["rbf", "imq"] = Field("imq", description="of the MMD in infovae")
     mmd_weight: float = Field(10.0, ge=0, le=1e6, description="weight of MMD^2(q(z), prior) in infovae: alpha + lambda - 1 of the paper")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
@@ -334,11 +363,16 @@ class VAEConfig(GradientConfig):
         """
         if self.objective == "infovae" and self.batch_size < 2:
             raise OptionError("objective 'infovae' compares the codes of a batch with draws of the prior: batch_size is 2 or more, got 1")
-        for name in sorted(set().union(*READS.values()) - READS[self.objective]):
-            if (value := getattr(self, name)) != (default := type(self).model_fields[name].default):
-                readers = " or ".join(repr(objective) for objective in READS if name in READS[objective])
-                raise OptionError(f"{name}={value!r} is for objective {readers}: objective {self.objective!r} takes {default!r}")
-        within = Elbo(self.beta, self.beta_warmup, self.free_bits)
+        for name in sorted({option.partition("=")[0] for option in set().union(*READS.values())}):
+            if (value := getattr(self, name)) == (default := self._default(name)):
+                continue
+            readers = [objective for objective, options in READS.items() if options & {name, f"{name}={value!r}"}]
+            if self.objective not in readers:
+                of = " or ".join(map(repr, readers))
+                raise OptionError(f"{name}={value!r} is for objective {of}: objective {self.objective!r} takes {default!r}")
+        if self.gradient == "score" and self.loss_draws < 2:
+            raise OptionError("gradient='score' compares each draw with the others of its row: loss_draws is 2 or more, got 1")
+        within = Elbo(self.beta, self.beta_warmup, self.free_bits, self.gradient == "score")
         return {
             "elbo": within,
             "iwae": Iwae(self.gradient == "dreg"),
@@ -350,21 +384,62 @@ class VAEConfig(GradientConfig):
         """The untrained model."""
         if self.path is not Path.TOP_DOWN and not self.higher_latents:
             raise OptionError(f"path={self.path.value!r} orders several levels: give higher_latents, the widths of those above z")
-        sizes = (self.latents or max(2, round(2 * len(domain) ** 0.5)), *self.higher_latents)
+        self._refuse_parts_that_do_not_fit()
+        *lower, top = (self.latents or max(2, round(2 * len(domain) ** 0.5)), *self.higher_latents)
+        laws = [*map(self._law, lower), self._top_law(top)]
+        sizes = [law.latents for law in laws]
         width = 0 if context is None else len(context)
         columns = Columns([default_law(v) for v in domain.variables])
         widths = self.widths[::-1]
         decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts)
         links = [Link(sum(sizes[level + 1 :]), size, widths, self.dropout) for level, size in enumerate(sizes[:-1])]
-        laws = [Diagonal(size) for size in sizes]
         encoder = Encoder(domain, laws, context=width, widths=self.widths, dropout=self.dropout, path=self.path)
         generative = Generative(self._prior(sizes[-1], encoder), decoder, links)
         posterior = Weighted(self.draws) if self.imputation == "importance" else Chain(self.draws, self.imputation == "gibbs")
         by, k = self._learning(), self.loss_draws
         return VAE(generative, encoder, domain, context, draws=self.draws, objective=by, loss_draws=k, posterior=posterior)
 
+    def _refuse_parts_that_do_not_fit(self) -> None:
+        """Raises OptionError."""
+        for name, part, chosen in PARTS:
+            value, default = getattr(self, name), self._default(name)
+            if value != default and getattr(self, part) != chosen:
+                raise OptionError(f"{name}={value!r} is for {part}={chosen!r}: {part}={getattr(self, part)!r} takes {default!r}")
+        if self.posterior != "diagonal":
+            if self.path is Path.LADDER:
+                raise OptionError(f"a ladder multiplies normal laws with independent units: posterior='diagonal', not {self.posterior!r}")
+            if self.prior == "vamp":
+                raise OptionError(f"prior='vamp' mixes normal laws with independent units: posterior='diagonal', not {self.posterior!r}")
+            if self.prior == "categorical" and not self.higher_latents:
+                raise OptionError(f"posterior={self.posterior!r} is of continuous latents: prior='categorical' of one level has none")
+        if self.prior == "categorical" and self.gradient == "dreg":
+            raise OptionError("gradient='dreg' follows draws that move smoothly: prior='categorical' takes 'plain'")
+
+    def _law(self, latents: int) -> LatentLaw:
+        """q of a level."""
+        match self.posterior:
+            case "diagonal":
+                return Diagonal(latents)
+            case "full":
+                return Full(latents)
+            case "student":
+                return StudentT(latents)
+            case "flow":
+                return Flow(latents, steps=self.posterior_steps)
+
+    def _top_law(self, latents: int) -> LatentLaw:
+        """q of the top level: of the prior's make."""
+        if self.prior == "categorical":
+            return Categorical(latents, self.categories, temperature=self.temperature)
+        return self._law(latents)
+
+    def _default(self, name: str) -> Any:  # noqa: ANN401
+        return type(self).model_fields[name].default
+
     def _prior(self, latents: int, encoder: Encoder) -> Prior:
         """The untrained prior."""
+        if self.prior == "categorical":
+            return CategoricalPrior(latents // self.categories, self.categories)
         if self.prior == "normal":
             return StandardNormal(latents)
         if self.prior == "mixture":

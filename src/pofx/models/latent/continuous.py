@@ -12,7 +12,7 @@ from torch.nn import functional
 from pofx.models.latent.laws import HALF_LOG_2PI, DiagonalNormal, Drawn, LatentLaw, Moments, Steered
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Inverse, Stack, Transform
-from pofx.types import Generator, Latent, Nats
+from pofx.types import Generator, Nats
 
 _LEAST_DF = 2.1  # below 2 there is no variance
 _FIRST_DF = 10.0  # near a normal, with tails that are seen
@@ -59,7 +59,7 @@ class FullNormal(Steered):
         eps = torch.randn(*shape, self.m.shape[-1], generator=generator, dtype=self.m.dtype, device=self.m.device)
         return Drawn(self.m + torch.einsum("...ij,...j->...i", self.factor, eps), lambda: self._log_prob(eps))
 
-    def log_prob(self, z: Latent) -> Nats:
+    def log_prob(self, z: Tensor) -> Tensor:
         """-|eps|^2 / 2 - sum_l log F_ll + log(2 pi) / 2, F eps = z - m."""
         return self._log_prob(torch.linalg.solve_triangular(self.factor, (z - self.m)[..., None], upper=False)[..., 0])
 
@@ -129,7 +129,7 @@ class Students(Steered):
         t = eps * (half / torch._standard_gamma(half, generator=generator)).sqrt()
         return Drawn(torch.addcmul(self.m, self.s, t), lambda: self._log_prob(t))
 
-    def log_prob(self, z: Latent) -> Nats:
+    def log_prob(self, z: Tensor) -> Tensor:
         """sum_l -log B(nu_l / 2, 1/2) - log(nu_l) / 2 - log s_l - (nu_l + 1) / 2 log(1 + t_l^2 / nu_l), t_l = (z_l - m_l) / s_l."""
         return self._log_prob((z - self.m) / self.s)
 
@@ -205,17 +205,14 @@ class Flowed(Steered):
     def draw(self, shape: tuple[int, ...], *, generator: Generator = None) -> Drawn:
         """u, then T(u; c)."""
         u = self.base.draw(shape, generator=generator)
-        z, log_det = self.transform(u.z, self._c_of(u.z))
+        z, log_det = self.transform(u.z, self.c.expand(*u.z.shape[:-1], -1))
         return Drawn(z, lambda: u.log_prob() - log_det)
 
-    def log_prob(self, z: Latent) -> Nats:
+    def log_prob(self, z: Tensor) -> Tensor:
         """log q(u) - log|det J_T|, u = T^-1(z; c)."""
-        u, log_det = self.transform.inverse(z, self._c_of(z))
+        batch = torch.broadcast_shapes(z.shape[:-1], self.c.shape[:-1])
+        u, log_det = self.transform.inverse(z.expand(*batch, -1), self.c.expand(*batch, -1))
         return self.base.log_prob(u) + log_det
-
-    def _c_of(self, z: Tensor) -> Tensor:
-        """The same numbers for every draw."""
-        return self.c.expand(*z.shape[:-1], -1)
 
     @property
     def mean(self) -> Tensor:

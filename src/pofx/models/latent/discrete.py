@@ -69,7 +69,7 @@ class OneHots(Steered):
         z = (hard + (soft - soft.detach())).flatten(-2)
         return Drawn(z, lambda: self.log_prob(z))
 
-    def log_prob(self, z: Latent) -> Nats:
+    def log_prob(self, z: Tensor) -> Tensor:
         """sum_v log p of the category of v."""
         return (z * self.log_p.flatten(-2)).sum(-1)
 

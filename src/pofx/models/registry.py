@@ -100,6 +100,7 @@ FAMILIES = (
     ),
     Family("nsf-ar", "pofx.models.flows.families:NeuralSplineAutoregressiveConfig", "an autoregressive flow of splines"),
     Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),
+    Family("vdvae", "pofx.models.latent.deep:DeepConfig", "a very deep variational auto-encoder of images: latents from coarse to fine"),
 )
 
 

@@ -1,6 +1,6 @@
 """The variational auto-encoder: a generative model and an inference that learn together."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -16,12 +16,11 @@ from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
 from pofx.models.latent.laws import Diagonal
-from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
+from pofx.models.latent.learning import Elbo, LatentConfig, Learning
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
 from pofx.models.registry import family
 from pofx.objectives.elbo import LogTerms, iwae, iwae_error, log_weights
-from pofx.objectives.mmd import KERNELS
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 PLAIN = Elbo()
@@ -126,8 +125,7 @@ class VAE(Model, Scheduled):
 
     @property
     def _values_per_draw(self) -> int:
-        heads = self.generative.decoder.heads
-        return heads.columns.width + heads.weight.shape[1]
+        return self.generative.decoder.values
 
     def _pieces(self, x: Tensor, c: Tensor | None, draws: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         size = max(1, self.values_at_once // (draws * self._values_per_draw))
@@ -229,16 +227,7 @@ class VAE(Model, Scheduled):
         return x.to(like.dtype), None if c is None else c.to(like.dtype)
 
 
-WEIGHED = frozenset({"loss_draws", "beta", "beta_warmup", "free_bits"})
-READS: Mapping[str, frozenset[str]] = {  # the options of learning that each objective reads
-    "elbo": WEIGHED,
-    "iwae": frozenset({"loss_draws", "gradient"}),
-    "infovae": WEIGHED | {"kernel", "mmd_weight"},
-    "autoencoder": frozenset(),
-}
-
-
-class VAEConfig(GradientConfig):
+class VAEConfig(LatentConfig):
     """Options of the variational auto-encoder."""
 
     takes = Takes.SCALED
@@ -271,58 +260,12 @@ class VAEConfig(GradientConfig):
     prior_components: int = Field(16, ge=1, le=2**16, description="of a mixture, or pseudo-inputs of a VampPrior")
     pseudo_inputs: Literal["learned", "kept"] = Field("learned", description="of a VampPrior: whether they move, or stay training rows")
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
-    draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
-    objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
-        "elbo", description="what is learned by; held-out rows are judged by a true bound, those of an autoencoder by their reconstruction"
-    )
-    loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
-    beta: float = Field(1.0, ge=0, le=1e6, description="weight of KL(q || prior) in elbo and infovae")
-    beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the run over which beta rises from 0; patience counts from its end")
-    free_bits: float = Field(0.0, ge=0, le=1e6, description="nats of the mean KL of each level of latents that cost nothing more")
-    gradient: Literal["plain", "dreg"] = Field("plain", description="of iwae; dreg: q's is the doubly reparameterised one")
-    kernel: Literal["rbf", "imq"] = Field("imq", description="of the MMD in infovae")
-    mmd_weight: float = Field(10.0, ge=0, le=1e6, description="weight of MMD^2(q(z), prior) in infovae: alpha + lambda - 1 of the paper")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
-
-    @property
-    def surrogate(self) -> bool:
-        """Whether learning descends something else than minus the bound."""
-        return self.objective == "infovae" or (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
-
-    @property
-    def compiles(self) -> bool:
-        """Not with the doubly reparameterised gradient, whose slopes are weighed on their way back."""
-        return self.gradient != "dreg"
-
-    @property
-    def settles(self) -> float:
-        """The end of the warm-up."""
-        return self.beta_warmup
-
-    def _learning(self) -> Learning:
-        """What is learned by.
-
-        Raises:
-            OptionError: an option is set that the objective does not read.
-        """
-        if self.objective == "infovae" and self.batch_size < 2:
-            raise OptionError("objective 'infovae' compares the codes of a batch with draws of the prior: batch_size is 2 or more, got 1")
-        for name in sorted(set().union(*READS.values()) - READS[self.objective]):
-            if (value := getattr(self, name)) != (default := type(self).model_fields[name].default):
-                readers = " or ".join(repr(objective) for objective in READS if name in READS[objective])
-                raise OptionError(f"{name}={value!r} is for objective {readers}: objective {self.objective!r} takes {default!r}")
-        within = Elbo(self.beta, self.beta_warmup, self.free_bits)
-        return {
-            "elbo": within,
-            "iwae": Iwae(self.gradient == "dreg"),
-            "infovae": InfoVAE(within, self.mmd_weight, KERNELS[self.kernel]),
-            "autoencoder": Autoencoder(),
-        }[self.objective]
 
     def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""

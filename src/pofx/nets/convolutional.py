@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         )
         for layer in (self.squeeze, *self.look, self.widen):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.widen.weight.mul_(scale)
 

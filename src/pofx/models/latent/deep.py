@@ -19,7 +19,7 @@ from pofx.distributions.choose import default_law
 from pofx.distributions.columns import Columns
 from pofx.domain import Domain
 from pofx.errors import OptionError
-from pofx.models.base import Takes
+from pofx.models.base import SKIPS, Takes
 from pofx.models.images import ImageConfig
 from pofx.models.latent.decoder import Decoding, PixelHeads
 from pofx.models.latent.generative import Generative, Links
@@ -419,6 +419,7 @@ class DeepConfig(LatentConfig, ImageConfig):
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(30, ge=1, description="epochs without a better held-out loss before stopping")
+    skip_above: float | None = Field(8.0, gt=1, description=SKIPS)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
     @field_validator("blocks")

@@ -56,10 +56,12 @@ class Bottleneck(nn.Module):
         outputs: channels of the result.
         sides: height and width.
         scale: deviation of the result in the beginning, over that of g(v): weights start as He's, so that inner units keep theirs.
+        dropout: share of the last inner units dropped while training.
     """
 
-    def __init__(self, inputs: int, inner: int, outputs: int, sides: tuple[int, int], scale: float = 1.0) -> None:
+    def __init__(self, inputs: int, inner: int, outputs: int, sides: tuple[int, int], scale: float = 1.0, *, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         size = 3 if max(sides) > 2 else 1
         self.squeeze, self.widen = nn.Conv2d(inputs, inner, 1), nn.Conv2d(inner, outputs, 1)
         self.look: list[nn.Conv2d] = nn.ModuleList(  # type: ignore[assignment]
@@ -76,4 +78,4 @@ class Bottleneck(nn.Module):
         h = self.squeeze(gelu(v))
         for look in self.look:
             h = look(gelu(h))
-        return self.widen(gelu(h))
+        return self.widen(dropout(gelu(h), self.dropout, self.training))

@@ -100,10 +100,13 @@ class Law(Bottleneck):
         sides: (H, W).
         more: channels of f.
         scale: of the last layer in the beginning.
+        dropout: share of the last inner units dropped while training.
     """
 
-    def __init__(self, inputs: int, inner: int, latents: int, sides: Sides, *, more: int = 0, scale: float = 1.0) -> None:
-        super().__init__(inputs, inner, 2 * latents + more, sides, scale)
+    def __init__(
+        self, inputs: int, inner: int, latents: int, sides: Sides, *, more: int = 0, scale: float = 1.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(inputs, inner, 2 * latents + more, sides, scale, dropout=dropout)
         self.split = (2 * latents, more)
         self.law = Diagonal(latents * math.prod(sides))
 
@@ -122,13 +125,14 @@ class Block(nn.Module):
         inner: channels in the middle of R.
         latents: channels of z.
         blocks: how many there are.
+        dropout: share of R's last inner units dropped while training.
     """
 
-    def __init__(self, sides: Sides, width: int, inner: int, latents: int, blocks: int) -> None:
+    def __init__(self, sides: Sides, width: int, inner: int, latents: int, blocks: int, dropout: float) -> None:
         super().__init__()
         self.shape = (latents, *sides)
         self.enter = nn.Conv2d(latents, width, 1)
-        self.rest = Bottleneck(width, inner, width, sides, blocks**-0.5)
+        self.rest = Bottleneck(width, inner, width, sides, blocks**-0.5, dropout=dropout)
         with torch.no_grad():
             self.enter.weight.mul_(blocks**-0.5)
         nn.init.zeros_(self.enter.bias)  # type: ignore[arg-type]
@@ -157,18 +161,19 @@ class TopDown(Links):
         width: channels of h.
         inner: channels in the middle of a net.
         latents: channels of each z.
+        dropout: share of each net's last inner units dropped while training.
     """
 
-    def __init__(self, scales: Sequence[Scale], width: int, inner: int, latents: int) -> None:
+    def __init__(self, scales: Sequence[Scale], width: int, inner: int, latents: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.scales, self.width, self.inner, self.latents = tuple(scales), width, inner, latents
+        self.scales, self.width, self.inner, self.latents, self.dropout = tuple(scales), width, inner, latents, dropout
         self.scale_of = [i for i, scale in enumerate(scales) for _ in range(scale.blocks)]  # of each level
         sides = [scales[i].sides for i in self.scale_of]
         self.priors: Sequence[Law] = nn.ModuleList(  # type: ignore[assignment]
-            Law(width, inner, latents, at, more=width, scale=0.0) for at in sides[:-1]
+            Law(width, inner, latents, at, more=width, scale=0.0, dropout=dropout) for at in sides[:-1]
         )
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(at, width, inner, latents, len(sides)) for at in sides
+            Block(at, width, inner, latents, len(sides), dropout) for at in sides
         )
         self.places: Sequence[Tensor] = nn.ParameterList(  # type: ignore[assignment]
             nn.Parameter(torch.zeros(width, *scale.sides)) for scale in scales
@@ -313,9 +318,11 @@ class DeepEncoder(Inference):
         nn.init.zeros_(self.lacking.weight)
         sides = [path.scales[i].sides for i in path.scale_of]
         self.up: Sequence[Bottleneck] = nn.ModuleList(  # type: ignore[assignment]
-            Bottleneck(width, inner, width, at, many**-0.5) for at in sides
+            Bottleneck(width, inner, width, at, many**-0.5, dropout=path.dropout) for at in sides
         )
-        self.laws: Sequence[Law] = nn.ModuleList(Law(2 * width, inner, path.latents, at, scale=_GENTLE) for at in sides)  # type: ignore[assignment]
+        self.laws: Sequence[Law] = nn.ModuleList(
+            Law(2 * width, inner, path.latents, at, scale=_GENTLE, dropout=path.dropout) for at in sides
+        )  # type: ignore[assignment]
 
     def initialise(self, x: Tensor) -> None:
         """Take means and scales from rows x (N, D)."""
@@ -414,9 +421,10 @@ class DeepConfig(LatentConfig, ImageConfig):
     width: int = Field(32, ge=1, le=2**12, description="channels of the state")
     inner: int | None = Field(None, ge=1, le=2**12, description="channels in the middle of a residual block; None: half of width")
     latents: int = Field(4, ge=1, le=2**12, description="channels of z at each level")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of each net's last inner units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
     draws: int = Field(64, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(30, ge=1, description="epochs without a better held-out loss before stopping")
     skip_above: float | None = Field(8.0, gt=1, description=SKIPS)
@@ -432,7 +440,8 @@ class DeepConfig(LatentConfig, ImageConfig):
     def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""
         channels, *sides = shape = self.picture(domain)
-        path = TopDown(scales_of((sides[0], sides[1]), self.blocks), self.width, self.inner or max(1, self.width // 2), self.latents)
+        scales, inner = scales_of((sides[0], sides[1]), self.blocks), self.inner or max(1, self.width // 2)
+        path = TopDown(scales, self.width, inner, self.latents, dropout=self.dropout)
         columns = Columns([default_law(v) for v in domain.variables])
         decoder = DeepDecoder(path, PixelHeads(columns, range(len(domain)), shape, self.width, self.tilts))
         generative = Generative(StandardNormal(path.top), decoder, path)

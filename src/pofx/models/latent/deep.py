@@ -410,7 +410,7 @@ class DeepConfig(LatentConfig, ImageConfig):
         "@inproceedings{child2021very, title={Very deep {VAE}s generalize autoregressive models and can outperform them on images}, "
         "author={Child, Rewon}, booktitle={International Conference on Learning Representations}, year={2021}}",
     )
-    space: ClassVar[dict[str, tuple[Any, ...]]] = {"width": (16, 32, 64), "latents": (2, 4, 8), "learning_rate": (5e-4, 1e-3, 2e-3)}
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"width": (16, 32, 64), "latents": (2, 4, 8), "learning_rate": (1e-3, 3e-3, 5e-3)}
 
     blocks: str | None = Field(
         None,

@@ -25,7 +25,7 @@ from pofx.models.latent.decoder import Decoding, PixelHeads
 from pofx.models.latent.generative import Generative, Links
 from pofx.models.latent.inference import FARTHEST, Draws, Inference, Partial, hedged
 from pofx.models.latent.laws import Diagonal, Drawn, Steered
-from pofx.models.latent.learning import LatentConfig
+from pofx.models.latent.learning import ObjectiveConfig
 from pofx.models.latent.priors import Prior, StandardNormal
 from pofx.models.latent.vae import VAE
 from pofx.nets.convolutional import Bottleneck
@@ -401,7 +401,7 @@ class DeepEncoder(Inference):
         return self.laws[level].at(torch.cat((h, a.repeat(len(h) // max(1, len(a)), 1, 1, 1)), dim=1), shape)[0]
 
 
-class DeepConfig(LatentConfig, ImageConfig):
+class DeepConfig(ObjectiveConfig, ImageConfig):
     """Options of the very deep variational auto-encoder."""
 
     takes = Takes.SCALED

@@ -29,7 +29,7 @@ class Generative(nn.Module):
         super().__init__()
         self.prior = prior
         self.decoder = decoder
-        self.links = links if isinstance(links, Links) else Chain(links)
+        self.links = links if isinstance(links, Links) else Networks(links)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class Links(nn.Module, abc.ABC):
         return len(self.sizes)
 
 
-class Chain(Links):
+class Networks(Links):
     """A network for each level.
 
     Args:

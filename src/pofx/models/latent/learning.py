@@ -160,8 +160,8 @@ READS: Mapping[str, frozenset[str]] = {  # the options of learning that each obj
 }
 
 
-class LatentConfig(GradientConfig, abc.ABC):
-    """Options of what families with latents learn by and answer with."""
+class ObjectiveConfig(GradientConfig, abc.ABC):
+    """Options of what families with latents learn by, and of how much they draw."""
 
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(

@@ -16,7 +16,7 @@ from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
 from pofx.models.latent.laws import Diagonal
-from pofx.models.latent.learning import Elbo, LatentConfig, Learning
+from pofx.models.latent.learning import Elbo, Learning, ObjectiveConfig
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
 from pofx.models.registry import family
@@ -227,7 +227,7 @@ class VAE(Model, Scheduled):
         return x.to(like.dtype), None if c is None else c.to(like.dtype)
 
 
-class VAEConfig(LatentConfig):
+class VAEConfig(ObjectiveConfig):
     """Options of the variational auto-encoder."""
 
     takes = Takes.SCALED

@@ -7,6 +7,7 @@ p(z_l | z_>l) knows, and q(z_l | x, z_>l) sees it beside what a convolutional ne
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -296,8 +297,8 @@ class DeepEncoder(Inference):
     the way to the next. Numbers enter standardised and no further than 3 deviations out, levels by their codes, missing cells
     as 0 and marked in channels whose weights start at zero: they stay there until rows with missing cells are learned from.
 
-    `propose` mixes in the prior where cells are missing, as `Encoder` does. log q shares the path with the model, so
-    there is no doubly reparameterised gradient.
+    `propose` mixes in the prior where cells are missing, as `Encoder` does. log q shares the path with the model, so there
+    is no doubly reparameterised gradient. Its `Draws` do not say log q elsewhere: a row at another one's draws costs a walk for each pair.
 
     Args:
         path: the model's.
@@ -346,7 +347,6 @@ class DeepEncoder(Inference):
             tuple(step.drawn.z for step in levels),
             log_q=lambda: tuple(step.drawn.log_prob() for step in levels),
             kl=tuple(step.kl for step in levels),
-            density=lambda latents: self.log_prob(seen, latents),
             log_prior=lambda: tuple(step.p.log_prob(step.drawn.z) for step in levels),
             parameters=lambda: model.decoder.heads(h).view(*shape, -1),
         )
@@ -355,7 +355,9 @@ class DeepEncoder(Inference):
         """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
         drawn = self.draw(model, x, c, draws, generator=generator)
         half_u = 0.5 * x.isnan().to(x).mean(-1)
-        return hedged(drawn, model, half_u, generator) if bool(half_u.any()) else drawn
+        if not bool(half_u.any()):
+            return drawn
+        return hedged(drawn._replace(density=partial(self.log_prob, self.see(x))), model, half_u, generator)
 
     def mean(self, model: Generative, x: Tensor, c: Tensor | None) -> Levels:
         """The mean of each level given those above, the top first."""
@@ -421,7 +423,7 @@ class DeepConfig(ObjectiveConfig, ImageConfig):
     width: int = Field(32, ge=1, le=2**12, description="channels of the state")
     inner: int | None = Field(None, ge=1, le=2**12, description="channels in the middle of a residual block; None: half of width")
     latents: int = Field(4, ge=1, le=2**12, description="channels of z at each level")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of each net's last inner units dropped while training")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of each net's last inner units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
     draws: int = Field(64, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     learning_rate: float = Field(3e-3, gt=0)

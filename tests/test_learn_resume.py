@@ -95,6 +95,16 @@ def test_resumed_is_uninterrupted(tmp_path, cuts):
     assert [row["seconds"] for row in again.history] == sorted(row["seconds"] for row in again.history)
 
 
+def test_resumed_after_skipped_steps_is_uninterrupted(tmp_path):
+    config = Config(skip_above=1.05)
+    whole, record = learn(config=config)
+    with pytest.raises(PowerCut):
+        learn(tmp_path / "run", cut_at=13, config=config)
+    resumed, again = learn(tmp_path / "run", config=config)
+    assert same(whole, resumed)
+    assert 3 < record.history[-1]["skipped"] == again.history[-1]["skipped"]
+
+
 def test_a_finished_run_comes_back_at_once(tmp_path):
     whole, record = learn(tmp_path / "run")
     again, other = learn(tmp_path / "run", cut_at=0)  # a single step would raise

@@ -2,7 +2,7 @@
 
     for each pass over the rows, shuffled:
         for each batch:
-            for each turn (player, loss):  θ_player ← Adam(∇ mean loss), clipped; θ̄_player ← average
+            for each turn (player, loss):  θ_player ← Adam(∇ mean loss), clipped, or skipped; θ̄_player ← average
         held-out loss → keep the weights if it is the least so far; stop after `patience` passes without
 
 Losses stay on the device until the run looks up (`Watch`, a few times a second), so no step waits for the device.
@@ -120,14 +120,18 @@ class _Descent:
             value = self.train.weighed(loss, own).sum() * (self.ranks.size / len(batch))
             self.state.optimisers[player].zero_grad()
             self.averaging[player](value).backward()
-            if self.config.clip_norm is not None:
-                self.state.clip(player, self.config.clip_norm)
-            self.state.optimisers[player].step()
-            self.state.average(player)
+            if self.config.skip_above is None or self.state.admits(player, self.config.skip_above):
+                self._move(player)
             if turn == 0:
                 self.losses.append((value.detach(), len(batch)))
         self.at.step += 1
         self.at.batch += 1
+
+    def _move(self, player: str) -> None:
+        if self.config.clip_norm is not None:
+            self.state.clip(player, self.config.clip_norm)
+        self.state.optimisers[player].step()
+        self.state.average(player)
 
     def _learning_rate(self) -> float:
         """Up over the warm-up, down geometrically over the whole run: its steps, or its budget of time if that ends first."""
@@ -157,7 +161,12 @@ class _Descent:
         loss = f"  {'surrogate' if self.config.surrogate else 'loss'} {self.recent:.4g}" if math.isfinite(self.recent) else ""
         judge = "held-out bound" if self.config.surrogate else "held-out"
         held = f"  best {judge} {self.at.kept_loss:.4g}" if math.isfinite(self.at.kept_loss) else ""
-        return f"epoch {self.at.epoch + 1}{loss}{held}"
+        skipped = f"  skipped {self._skipped} steps" if self._skipped else ""
+        return f"epoch {self.at.epoch + 1}{loss}{held}{skipped}"
+
+    @property
+    def _skipped(self) -> int:
+        return sum(norms.skipped for norms in self.state.norms.values())
 
     def _collect_losses(self) -> None:
         """Bring the steps' losses in from the device; the one place where a run waits for it."""
@@ -188,7 +197,8 @@ class _Descent:
 
     def _row(self, holdout: float | None) -> Row:
         train = self.ranks.mean(self.at.loss) / self.at.rows
-        return Row(step=self.at.step, epoch=self.at.epoch + (self.at.batch > 0), train=train, holdout=holdout, seconds=self.watch.seconds)
+        row = Row(step=self.at.step, epoch=self.at.epoch + (self.at.batch > 0), train=train, holdout=holdout, seconds=self.watch.seconds)
+        return row if self.config.skip_above is None else {**row, "skipped": self._skipped}
 
     def _holdout_loss(self) -> float | None:
         """The mean loss of the held-out rows, with the same draws every time and in full precision."""

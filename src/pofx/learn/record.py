@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from pofx.errors import FileError
 
@@ -13,7 +13,8 @@ from pofx.errors import FileError
 class Row(TypedDict):
     """One look at the run: both losses in nats per row (the family's own objective; lower is better).
 
-    Where learning is by a surrogate, `train` is that, and `holdout` minus the true bound.
+    Where learning is by a surrogate, `train` is that, and `holdout` minus the true bound. Where steps can be skipped for their
+    gradients, `skipped` counts those so far.
     """
 
     step: int
@@ -21,6 +22,7 @@ class Row(TypedDict):
     train: float
     holdout: float | None
     seconds: float
+    skipped: NotRequired[int]
 
 
 class Outcome(NamedTuple):
@@ -94,7 +96,12 @@ class Record:
         watched = len(self.history) > 1 and all(r["holdout"] is not None for r in self.history)
         improving = watched and row is self.history[-1]
         verdict = ": it was still improving" if improving else ""
-        return f"the weights of step {self.kept} (epoch {row['epoch']} of {self.epochs}) are kept, {what} {loss:.4g} nats a row{verdict}"
+        weights = f"the weights of step {self.kept} (epoch {row['epoch']} of {self.epochs}) are kept"
+        return f"{weights}, {what} {loss:.4g} nats a row{verdict}{self._skipped()}"
+
+    def _skipped(self) -> str:
+        n = self.history[-1].get("skipped", 0) if self.history else 0
+        return f"; {n} {'step was' if n == 1 else 'steps were'} skipped for gradients far above the usual" if n else ""
 
     @property
     def epochs(self) -> int:
@@ -141,13 +148,14 @@ def _diagnosis(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(data: Mapping[str, Any]) -> Row:
     train, holdout = data["train"], data["holdout"]
-    return Row(
+    row = Row(
         step=int(data["step"]),
         epoch=int(data["epoch"]),
         train=math.nan if train is None else float(train),
         holdout=None if holdout is None else float(holdout),
         seconds=float(data["seconds"]),
     )
+    return {**row, "skipped": int(data["skipped"])} if "skipped" in data else row
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

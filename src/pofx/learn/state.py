@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pofx.errors import FileError, TrainingError
 from pofx.learn.distributed import Ranks
 from pofx.learn.record import Row
+from pofx.learn.skipping import Norms
 from pofx.learn.streams import Streams
 from pofx.models.base import GradientConfig
 
@@ -70,6 +71,7 @@ class State:
             if not parameters:
                 raise TrainingError(f"player {name!r} ({type(players[name]).__name__}) has no parameters that gradients could move")
         self.optimisers = {name: config.optimiser(players[name], parameters, rows) for name, parameters in self.parameters.items()}
+        self.norms = {name: Norms() for name in players}
         self.decay = config.ema
         self.averages = {name: [p.detach().clone() for p in ps] for name, ps in self.parameters.items()} if config.ema else {}
         self.streams, self.ranks = streams, ranks
@@ -83,13 +85,20 @@ class State:
             for group in optimiser.param_groups:
                 group["lr"] = rate
 
+    def admits(self, player: str, above: float) -> bool:
+        """Whether |g| is no more than so many times the usual one; looking at it waits for the device."""
+        return self.norms[player].admit(self._norm(player).item(), above)
+
     def clip(self, player: str, most: float) -> None:
-        """g ← g min(1, most / |g|), |g| over all gradients of the player."""
-        parameters = self.parameters[player]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        """g ← g min(1, most / |g|)."""
+        parameters, norm = self.parameters[player], self._norm(player)
         # Elsewhere than on a CPU, looking at the norm would wait for the device; here it mostly spares a pass over g.
         if norm.device.type != "cpu" or norm > most:
             clip_grads_with_norm_(parameters, most, norm)
+
+    def _norm(self, player: str) -> Tensor:
+        """|g| over all gradients of the player."""
+        return get_total_norm([p.grad for p in self.parameters[player] if p.grad is not None])
 
     def average(self, player: str) -> None:
         """θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + t) / (10 + t)): a young average forgets its untrained start soon."""
@@ -144,8 +153,8 @@ class State:
         return named
 
     def facts(self) -> dict[str, Any]:
-        """The position, as plain data."""
-        return asdict(self.position)
+        """The position and the norms, as plain data."""
+        return asdict(self.position) | {"norms": {name: asdict(norms) for name, norms in self.norms.items()}}
 
     def restore(self, tensors: Tensors, facts: Mapping[str, Any]) -> None:
         """Go on from what `tensors` and `facts` gave.
@@ -155,6 +164,7 @@ class State:
         """
         try:
             self.position = Position(**{f.name: facts[f.name] for f in fields(Position)})
+            self.norms = {name: Norms(**facts["norms"][name]) for name in self.players}
             self.pass_start = tensors["shuffle"]
             # Clones: a generator reads its state from the start of the storage, whatever row of it it is given.
             self.streams.restore({name: states[self.ranks.rank].clone() for name, states in _below("stream.", tensors).items()})

@@ -571,6 +571,9 @@ class FamilyConfig(BaseModel, abc.ABC):
         """The model; a context comes only where `conditional` says so."""
 
 
+SKIPS = "steps with gradients above so many times the median norm of the last 50 are skipped, 25 in a row at most; None: never"
+
+
 class GradientConfig(FamilyConfig, abc.ABC):
     """Options of families learned by gradients; a family overrides a default by declaring the field again."""
 
@@ -580,6 +583,7 @@ class GradientConfig(FamilyConfig, abc.ABC):
     patience: int = Field(30, ge=1, description="epochs without a better held-out loss before stopping")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(10.0, gt=0, description="gradients are scaled down to this norm; None: never")
+    skip_above: float | None = Field(None, gt=1, description=SKIPS)
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which the learning rate rises from 0")
     final_rate: float = Field(1.0, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")

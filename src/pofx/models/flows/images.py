@@ -6,7 +6,6 @@ density of all variables. Images whose sides can not be halved are moved as they
 """
 
 import abc
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -15,8 +14,8 @@ from pydantic import Field
 
 from pofx.domain import Domain
 from pofx.errors import OptionError
-from pofx.models.base import Widths
 from pofx.models.flows.families import FlowConfig, Paced
+from pofx.models.images import ImageConfig
 from pofx.nets.convolutional import ResidualCNN
 from pofx.transforms.base import Transform
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, InvertibleConvolution, NetMaker
@@ -64,31 +63,12 @@ def prior(shape: Shape, *, context: int, net: NetMaker) -> Spatial:
     return ChannelCouplings(shape, 1, Affine(), first=range(shape[0] // 2, shape[0]), context=context, net=net)
 
 
-class Pictured(FlowConfig, abc.ABC):
+class Pictured(FlowConfig, ImageConfig, abc.ABC):
     """Flows that can take a row for an image."""
 
     scales: int | None = Field(
         None, ge=0, le=16, description="of images: how often the sides are halved; None: down to sides below 4, while they are even"
     )
-    shape: Widths | None = Field(None, description="of images in the columns of a table: (H, W) or (C, H, W); None: the data's own")
-
-    def shape_of(self, domain: Domain) -> tuple[int, ...]:
-        """As said, or the domain's."""
-        return self.shape or domain.shape
-
-    def picture(self, domain: Domain) -> Shape:
-        """(C, H, W).
-
-        Raises:
-            OptionError: the rows are no images, or of another size.
-        """
-        shape = self.shape_of(domain)
-        if len(shape) not in (2, 3):
-            raise OptionError(f"nets of convolutions are for images (H, W) or (C, H, W), got shape {shape}")
-        if math.prod(shape) != len(domain):
-            raise OptionError(f"images of shape {shape} have {math.prod(shape)} numbers, got {len(domain)} columns")
-        channels, height, width = (1, *shape)[-3:]
-        return channels, height, width
 
 
 class GlowConfig(Paced, Pictured):

@@ -1,5 +1,6 @@
 """The decoder: from z to the parameters of one law a variable."""
 
+import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +32,34 @@ class _Block:
         return self.outputs < self.law.width
 
 
-class Heads(nn.Module):
-    """Parameters of the laws as an affine function of hidden units h: b + T W h.
+class Decoding(nn.Module, abc.ABC):
+    """h(z, c): from z to the parameters of the laws, whatever the network; `heads` are its last layer."""
 
-    b starts at the weighted maximum likelihood of each law alone and W at zero, so that learning begins at
+    heads: "LawHeads"
+
+    @property
+    @abc.abstractmethod
+    def values(self) -> int:
+        """How many numbers a z takes on its way, roughly: what decides how many are decoded at once."""
+
+    @abc.abstractmethod
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """The parameters of the laws, (*batch, P), for z (*batch, L) and conditions c (..., C)."""
+
+    @abc.abstractmethod
+    def marginal(self, keep: Sequence[int]) -> "Decoding":
+        """The same network with the heads of some variables."""
+
+    @property
+    def columns(self) -> Columns:
+        """The laws of x."""
+        return self.heads.columns
+
+
+class LawHeads(nn.Module, abc.ABC):
+    """Parameters of the laws: b + T a(h), a linear in hidden units h.
+
+    b starts at the weighted maximum likelihood of each law alone and a at zero, so that learning begins at
     the independent model, whatever the units and spread of the data are.
 
     T is the identity but for counts with many values. There a free logit for each value would have to learn
@@ -44,18 +69,16 @@ class Heads(nn.Module):
 
     Args:
         columns: the laws.
-        inputs: how many hidden units.
         tilts: cosines for each count; 0: every value has a logit of its own.
     """
 
-    def __init__(self, columns: Columns, inputs: int, tilts: int = 4) -> None:
+    def __init__(self, columns: Columns, tilts: int) -> None:
         super().__init__()
         self.columns = columns
         self.tilts = tilts
         self._blocks = _blocks(columns, tilts)
         self._tilted = any(block.tilted for block in self._blocks)
         self.bias = nn.Parameter(torch.zeros(columns.width))
-        self.weight = nn.Parameter(torch.zeros(sum(b.size for b in self._blocks), inputs))
         for i, block in enumerate(self._blocks):
             self.register_buffer(f"tilt{i}", _cosines(block) if block.tilted else None, persistent=False)
 
@@ -64,6 +87,24 @@ class Heads(nn.Module):
         fitted = self.columns.fit(x, x.new_ones(len(x), 1))[0]
         with torch.no_grad():
             self.bias.copy_(fitted)
+
+    def _tilt(self, i: int, outputs: Tensor) -> Tensor:
+        cosines = getattr(self, f"tilt{i}")
+        return outputs if cosines is None else (outputs.unflatten(-1, (-1, len(cosines))) @ cosines).flatten(-2)
+
+
+class Heads(LawHeads):
+    """a = W h, all variables from the same hidden units.
+
+    Args:
+        columns: the laws.
+        inputs: how many hidden units.
+        tilts: see `LawHeads`.
+    """
+
+    def __init__(self, columns: Columns, inputs: int, tilts: int = 4) -> None:
+        super().__init__(columns, tilts)
+        self.weight = nn.Parameter(torch.zeros(sum(b.size for b in self._blocks), inputs))
 
     def forward(self, h: Tensor) -> Tensor:
         """(*batch, inputs) -> (*batch, width of the columns)."""
@@ -83,12 +124,45 @@ class Heads(nn.Module):
             heads.weight.copy_(self.weight[rows])
         return heads
 
-    def _tilt(self, i: int, outputs: Tensor) -> Tensor:
-        cosines = getattr(self, f"tilt{i}")
-        return outputs if cosines is None else (outputs.unflatten(-1, (-1, len(cosines))) @ cosines).flatten(-2)
+
+class PixelHeads(LawHeads):
+    """a = W_c h_ij for the law of channel c at pixel (i, j): a convolution by 1 x 1, one for each law that pixels have.
+
+    Args:
+        columns: the laws.
+        places: where in the image (C, H, W), flat, each of them stands.
+        shape: (C, H, W).
+        inputs: channels of h.
+        tilts: see `LawHeads`.
+    """
+
+    def __init__(self, columns: Columns, places: Sequence[int], shape: tuple[int, int, int], inputs: int, tilts: int = 4) -> None:
+        super().__init__(columns, tilts)
+        self.places, self.shape = tuple(places), shape
+        weights = (nn.Parameter(torch.zeros(shape[0], block.outputs, inputs)) for block in self._blocks)
+        self.weights = nn.ParameterList(weights)
+        for i, block in enumerate(self._blocks):
+            self.register_buffer(f"at{i}", torch.tensor([places[d] for d in block.at], dtype=torch.long), persistent=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, width of the columns)."""
+        each = (torch.einsum("nip,coi->ncpo", h.flatten(2), w).flatten(1, 2) for w in self.weights)
+        own = (outputs.index_select(1, getattr(self, f"at{i}")).flatten(1) for i, outputs in enumerate(each))
+        return torch.cat([self._tilt(i, outputs) for i, outputs in enumerate(own)], dim=-1) + self.bias
+
+    def marginal(self, keep: Sequence[int]) -> "PixelHeads":
+        """The heads of some variables, in the order given; the numbers are copies."""
+        columns, positions = self.columns.select(keep)
+        heads = PixelHeads(columns, [self.places[d] for d in keep], self.shape, self.weights[0].shape[-1], self.tilts).to(self.bias)
+        own = {block.law: weight for block, weight in zip(self._blocks, self.weights, strict=True)}
+        with torch.no_grad():
+            heads.bias.copy_(self.bias[positions])
+            for block, weight in zip(heads._blocks, heads.weights, strict=True):
+                weight.copy_(own[block.law])
+        return heads
 
 
-class Decoder(nn.Module):
+class Decoder(Decoding):
     """h(z, c): an MLP whose last layer are the `Heads`.
 
     Args:
@@ -114,12 +188,12 @@ class Decoder(nn.Module):
         inputs = latents + context
         layers = [*MLP(inputs, widths[-1], widths[:-1], zero_last=False, dropout=dropout), *activation(dropout)] if widths else []
         self.trunk = nn.Sequential(*layers)
-        self.heads = Heads(columns, widths[-1] if widths else inputs, tilts)
+        self.heads: Heads = Heads(columns, widths[-1] if widths else inputs, tilts)
 
     @property
-    def columns(self) -> Columns:
-        """The laws of x."""
-        return self.heads.columns
+    def values(self) -> int:
+        """Hidden units and parameters."""
+        return self.heads.columns.width + self.heads.weight.shape[1]
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """The parameters of the laws, (*batch, P), for z (*batch, L) and conditions c (..., C)."""

@@ -1,11 +1,12 @@
 """The generative half of a latent-variable model: prior and decoder. It knows of no encoder."""
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pofx.models.latent.decoder import Decoder
+from pofx.models.latent.decoder import Decoding
 from pofx.models.latent.laws import Diagonal, Steered
 from pofx.models.latent.priors import Prior
 from pofx.nets.mlp import MLP
@@ -21,19 +22,19 @@ class Generative(nn.Module):
     Args:
         prior: p(z_L) of the top level.
         decoder: h and the laws.
-        links: p(z_l | z_>l) of the others, bottom first.
+        links: p(z_l | z_>l) of the others, bottom first: a network each, or all on one path.
     """
 
-    def __init__(self, prior: Prior, decoder: Decoder, links: Sequence["Link"] = ()) -> None:
+    def __init__(self, prior: Prior, decoder: Decoding, links: "Links | Sequence[Link]" = ()) -> None:
         super().__init__()
         self.prior = prior
         self.decoder = decoder
-        self.links: Sequence[Link] = nn.ModuleList(links)  # type: ignore[assignment]
+        self.links = links if isinstance(links, Links) else Networks(links)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Width of each level."""
-        return (*(link.law.latents for link in self.links), self.prior.latents)
+        return (*self.links.sizes, self.prior.latents)
 
     def prior_of(self, level: int, latents: Levels) -> "Prior | Steered":
         """p(z_l | z_>l), of the top level p(z_L)."""
@@ -41,7 +42,8 @@ class Generative(nn.Module):
 
     def log_prior(self, latents: Levels) -> Levels:
         """log p of each level given those above, of the batch shape of z."""
-        return tuple(self.prior_of(level, latents).log_prob(z) for level, z in enumerate(latents))
+        laws: tuple[Prior | Steered, ...] = (*self.links.laws(latents), self.prior)
+        return tuple(law.log_prob(z) for law, z in zip(laws, latents, strict=True))
 
     def log_likelihood(self, latents: Levels, x: Tensor, c: Tensor | None = None, *, inside: bool = False) -> Tensor:
         """log p(x | z, c) for z (K, N, L), x (N, D), conditions c (N, C): (K, N). NaN cells count factor 1.
@@ -61,10 +63,7 @@ class Generative(nn.Module):
 
     def draw_latents(self, shape: tuple[int, ...], *, like: Tensor, generator: Generator = None) -> Levels:
         """Draws from the prior, one (*shape, L) for each level: the top first, then each given those above."""
-        latents: Levels = (self.prior.sample(shape, like=like, generator=generator),)
-        for link in reversed(self.links):
-            latents = (link(latents).draw(shape, generator=generator).z, *latents)
-        return latents
+        return self.links.draw(self.prior.sample(shape, like=like, generator=generator), generator=generator)
 
     def levels_of(self, z: Tensor) -> Levels:
         """The levels that stand side by side in z (*batch, sum of sizes), bottom first: what `beside` joins."""
@@ -97,6 +96,63 @@ class Link(nn.Module):
     def forward(self, above: Levels) -> Steered:
         """The law of z_l, batched like the levels above."""
         return self.law(self.net(beside(above)))
+
+
+class Links(nn.Module, abc.ABC):
+    """p(z_l | z_>l) of all levels below the top one."""
+
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> tuple[int, ...]:
+        """Width of each of those levels, bottom first."""
+
+    @abc.abstractmethod
+    def __getitem__(self, level: int) -> Callable[[Levels], Steered]:
+        """From the levels above one to its law."""
+
+    @abc.abstractmethod
+    def laws(self, latents: Levels) -> tuple[Steered, ...]:
+        """The law of each of those levels at latents of all levels."""
+
+    @abc.abstractmethod
+    def draw(self, top: Tensor, *, generator: Generator = None) -> Levels:
+        """All levels below a draw of the top one (*shape, L), and that."""
+
+    def __len__(self) -> int:
+        """How many levels there are below the top one."""
+        return len(self.sizes)
+
+
+class Networks(Links):
+    """A network for each level.
+
+    Args:
+        links: bottom first.
+    """
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        super().__init__()
+        self.each: Sequence[Link] = nn.ModuleList(links)  # type: ignore[assignment]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Width of each level."""
+        return tuple(link.law.latents for link in self.each)
+
+    def __getitem__(self, level: int) -> Link:
+        """The network of a level."""
+        return self.each[level]
+
+    def laws(self, latents: Levels) -> tuple[Steered, ...]:
+        """One by one."""
+        return tuple(link(latents[level + 1 :]) for level, link in enumerate(self.each))
+
+    def draw(self, top: Tensor, *, generator: Generator = None) -> Levels:
+        """The upper ones first."""
+        latents: Levels = (top,)
+        for link in reversed(self.each):
+            latents = (link(latents).draw(tuple(top.shape[:-1]), generator=generator).z, *latents)
+        return latents
 
 
 def beside(latents: Levels) -> Tensor:

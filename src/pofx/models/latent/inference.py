@@ -33,6 +33,8 @@ class Draws(NamedTuple):
         kl: KL(q(z | x) || p(z)) in closed form, (N,), its mean over the draws of other levels that it depends on; or None.
         held: gives log q at any z, (K, N), with q's own numbers held: its gradient passes through z alone. None: q does not say.
         density: gives log q at any z, (K, N). None: q does not say.
+        log_prior: gives log p(z) of each level, (K, N), where drawing went the model's way and knows it; else None, and the model is asked.
+        parameters: gives those of the laws of x at z, (K, N, P), in the same case.
     """
 
     latents: Levels
@@ -40,6 +42,8 @@ class Draws(NamedTuple):
     kl: Divergences
     held: Callable[[Levels], Levels] | None = None
     density: Callable[[Levels], Levels] | None = None
+    log_prior: Callable[[], Levels] | None = None
+    parameters: Callable[[], Tensor] | None = None
 
 
 class Inference(nn.Module, abc.ABC):
@@ -63,6 +67,42 @@ class Inference(nn.Module, abc.ABC):
 
     def initialise(self, x: Tensor) -> None:
         """Set what depends on the rows x (N, D): scales of inputs, which cells can be missing."""
+
+
+class Partial(Inference):
+    """q, shown some of the variables only: it sees NaN for every other one.
+
+    Args:
+        whole: q.
+        keep: the variables it is shown, in their order here.
+        size: how many variables it knows.
+    """
+
+    at: Tensor
+
+    def __init__(self, whole: Inference, keep: Sequence[int], size: int) -> None:
+        super().__init__()
+        self.whole, self.size = whole, size
+        self.register_buffer("at", torch.tensor(list(keep), dtype=torch.long), persistent=False)
+
+    def draw(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
+        """Its draws for the row with the others missing."""
+        return self.whole.draw(model, self._whole(x), c, draws, generator=generator)
+
+    def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
+        """Its proposals for that row."""
+        return self.whole.propose(model, self._whole(x), c, draws, generator=generator)
+
+    def mean(self, model: Generative, x: Tensor, c: Tensor | None) -> Levels:
+        """Its centres for that row."""
+        return self.whole.mean(model, self._whole(x), c)
+
+    def marginal(self, keep: Sequence[int]) -> Inference:
+        """Shown fewer still."""
+        return Partial(self, keep, len(self.at))
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return x.new_full((len(x), self.size), torch.nan).index_copy(1, self.at, x)
 
 
 class Path(StrEnum):
@@ -152,7 +192,7 @@ class Encoder(Inference):
         """Draws from (1 - u/2) q + (u/2) p, u the share of missing cells of the row."""
         drawn = self.draw(model, x, c, draws, generator=generator)
         half_u = 0.5 - 0.5 * (~x.isnan()).sum(-1).to(x) / self.size
-        return _hedged(drawn, model, half_u, generator) if bool(half_u.any()) else drawn
+        return hedged(drawn, model, half_u, generator) if bool(half_u.any()) else drawn
 
     def forward(self, seen: "Seen", latents: Levels, model: Generative) -> Levels:
         """log q of each level at any z, (K, N)."""
@@ -343,7 +383,7 @@ def log_terms(
         inside: whether x is known to be whole and inside the support.
     """
     drawn = inference.draw(model, x, c, draws, generator=generator)
-    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c, inside=inside), generator)
+    return _table(model, drawn, _log_likelihood(model, drawn, x, c, inside=inside), generator)
 
 
 def held_terms(
@@ -385,7 +425,7 @@ def held_terms(
         q, why = type(inference).__name__, "it says log q only where it drew"
         raise Unavailable("doubly reparameterised gradient", q, why, instead="gradient='plain'")
     latents = tuple(z.view_as(z) for z in drawn.latents)
-    at = drawn._replace(latents=latents, log_q=lambda: held(latents), kl=(None,) * len(latents))
+    at = drawn._replace(latents=latents, log_q=lambda: held(latents), kl=(None,) * len(latents), log_prior=None, parameters=None)
     terms = _table(model, at, model.log_likelihood(latents, x, c, inside=inside), generator)
     share = log_weights(terms).detach().softmax(0)[..., None]
     for z in latents:
@@ -474,18 +514,31 @@ def proposed_terms(
 ) -> LogTerms:
     """The table of log-terms for answering: K independent proposals for each of the rows x (N, D)."""
     drawn = inference.propose(model, x, c, draws, generator=generator)
-    return _table(model, drawn, model.log_likelihood(drawn.latents, x, c), generator)
+    return _table(model, drawn, _log_likelihood(model, drawn, x, c), generator)
 
 
 def _table(model: Generative, drawn: Draws, likelihood: Tensor, generator: Generator) -> LogTerms:
     def prior_draws() -> Levels:
         return model.draw_latents(tuple(likelihood.shape), like=likelihood, generator=generator)
 
-    return LogTerms(drawn.latents, likelihood, lambda: model.log_prior(drawn.latents), drawn.log_q, drawn.kl, prior_draws)
+    log_prior = drawn.log_prior or (lambda: model.log_prior(drawn.latents))
+    return LogTerms(drawn.latents, likelihood, log_prior, drawn.log_q, drawn.kl, prior_draws)
 
 
-def _hedged(drawn: Draws, model: Generative, share: Tensor, generator: Generator) -> Draws:
-    """Draws of (1 - share) q + share p, all levels together, from those of q; share (N,)."""
+def _log_likelihood(model: Generative, drawn: Draws, x: Tensor, c: Tensor | None, *, inside: bool = False) -> Tensor:
+    parameters = drawn.parameters() if drawn.parameters else model.parameters_at(drawn.latents, c)
+    return model.decoder.columns.log_prob(parameters, x, inside=inside).sum(-1)
+
+
+def hedged(drawn: Draws, model: Generative, share: Tensor, generator: Generator) -> Draws:
+    """Draws of (1 - share) q + share p, all levels together, from those of q.
+
+    Args:
+        drawn: draws of q, which says its density at any z.
+        model: prior and decoder.
+        share: of p, (N,).
+        generator: of the draws.
+    """
     density = drawn.density
     if density is None:
         raise TypeError("a mixture with the prior needs q's density at any z")

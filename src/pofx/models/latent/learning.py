@@ -10,15 +10,19 @@ Who claims a density is judged by a true bound on log p(x), whatever was climbed
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from pofx.errors import OptionError
+from pofx.models.base import GradientConfig
 from pofx.models.latent.inference import held_terms, log_terms, mean_terms, score_terms
 from pofx.objectives.elbo import LogTerms, elbo, iwae, log_weights
-from pofx.objectives.mmd import Kernel, imq, mmd2
+from pofx.objectives.mmd import KERNELS, Kernel, imq, mmd2
 from pofx.types import Nats
 
 Draw = Callable[..., LogTerms]
@@ -152,3 +156,73 @@ class Autoencoder(Learning):
     def judged(self, terms: LogTerms) -> Nats:
         """It again."""
         return terms.log_likelihood[0]
+
+
+WEIGHED = frozenset({"loss_draws", "beta", "beta_warmup", "free_bits"})
+READS: Mapping[str, frozenset[str]] = {  # the options of learning that each objective reads, or a value of one
+    "elbo": WEIGHED | {"gradient='score'"},
+    "iwae": frozenset({"loss_draws", "gradient='dreg'"}),
+    "infovae": WEIGHED | {"kernel", "mmd_weight"},
+    "autoencoder": frozenset(),
+}
+
+
+class ObjectiveConfig(GradientConfig, abc.ABC):
+    """Options of what families with latents learn by, and of how much they draw."""
+
+    draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
+    objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
+        "elbo", description="what is learned by; held-out rows are judged by a true bound, those of an autoencoder by their reconstruction"
+    )
+    loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
+    beta: float = Field(1.0, ge=0, le=1e6, description="weight of KL(q || prior) in elbo and infovae")
+    beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the run over which beta rises from 0; patience counts from its end")
+    free_bits: float = Field(0.0, ge=0, le=1e6, description="nats of the mean KL of each level of latents that cost nothing more")
+    gradient: Literal["plain", "dreg", "score"] = Field(
+        "plain", description="q's; plain: through the draws; dreg, of iwae: doubly reparameterised; score, of elbo: the score function's"
+    )
+    kernel: Literal["rbf", "imq"] = Field("imq", description="of the MMD in infovae")
+    mmd_weight: float = Field(10.0, ge=0, le=1e6, description="weight of MMD^2(q(z), prior) in infovae: alpha + lambda - 1 of the paper")
+
+    @property
+    def surrogate(self) -> bool:
+        """Whether learning descends something else than minus the bound."""
+        return self.objective == "infovae" or (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
+
+    @property
+    def compiles(self) -> bool:
+        """Not with the doubly reparameterised gradient, whose slopes are weighed on their way back."""
+        return self.gradient != "dreg"
+
+    @property
+    def settles(self) -> float:
+        """The end of the warm-up."""
+        return self.beta_warmup
+
+    def _learning(self) -> Learning:
+        """What is learned by.
+
+        Raises:
+            OptionError: an option is set that the objective does not read.
+        """
+        if self.objective == "infovae" and self.batch_size < 2:
+            raise OptionError("objective 'infovae' compares the codes of a batch with draws of the prior: batch_size is 2 or more, got 1")
+        for name in sorted({option.partition("=")[0] for option in set().union(*READS.values())}):
+            if (value := getattr(self, name)) == (default := self._default(name)):
+                continue
+            readers = [objective for objective, options in READS.items() if options & {name, f"{name}={value!r}"}]
+            if self.objective not in readers:
+                of = " or ".join(map(repr, readers))
+                raise OptionError(f"{name}={value!r} is for objective {of}: objective {self.objective!r} takes {default!r}")
+        if self.gradient == "score" and self.loss_draws < 2:
+            raise OptionError("gradient='score' compares each draw with the others of its row: loss_draws is 2 or more, got 1")
+        within = Elbo(self.beta, self.beta_warmup, self.free_bits, self.gradient == "score")
+        return {
+            "elbo": within,
+            "iwae": Iwae(self.gradient == "dreg"),
+            "infovae": InfoVAE(within, self.mmd_weight, KERNELS[self.kernel]),
+            "autoencoder": Autoencoder(),
+        }[self.objective]
+
+    def _default(self, name: str) -> Any:  # noqa: ANN401
+        return type(self).model_fields[name].default

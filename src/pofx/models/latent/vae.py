@@ -1,8 +1,8 @@
 """The variational auto-encoder: a generative model and an inference that learn together."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -20,13 +20,12 @@ from pofx.models.latent.discrete import Categorical, CategoricalPrior
 from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
 from pofx.models.latent.laws import Diagonal, LatentLaw
-from pofx.models.latent.learning import Autoencoder, Elbo, InfoVAE, Iwae, Learning
+from pofx.models.latent.learning import Elbo, Learning, ObjectiveConfig
 from pofx.models.latent.posterior import Chain, Posterior, Weighted
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
 from pofx.models.registry import family
 from pofx.objectives.elbo import Levels, iwae, iwae_error, log_weights
-from pofx.objectives.mmd import KERNELS
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 PLAIN = Elbo()
@@ -134,8 +133,7 @@ class VAE(Model, Scheduled):
 
     @property
     def _values_per_draw(self) -> int:
-        heads = self.generative.decoder.heads
-        return heads.columns.width + heads.weight.shape[1]
+        return self.generative.decoder.values
 
     def _pieces(self, x: Tensor, c: Tensor | None, draws: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         size = max(1, self.values_at_once // (draws * self._values_per_draw))
@@ -249,13 +247,6 @@ class VAE(Model, Scheduled):
         return x.to(like.dtype), None if c is None else c.to(like.dtype)
 
 
-WEIGHED = frozenset({"loss_draws", "beta", "beta_warmup", "free_bits"})
-READS: Mapping[str, frozenset[str]] = {  # the options of learning that each objective reads, or a value of one
-    "elbo": WEIGHED | {"gradient='score'"},
-    "iwae": frozenset({"loss_draws", "gradient='dreg'"}),
-    "infovae": WEIGHED | {"kernel", "mmd_weight"},
-    "autoencoder": frozenset(),
-}
 PARTS = (  # an option, and what another one must be where it is read
     ("posterior_steps", "posterior", "flow"),
     ("categories", "prior", "categorical"),
@@ -264,7 +255,7 @@ PARTS = (  # an option, and what another one must be where it is read
 )
 
 
-class VAEConfig(GradientConfig):
+class VAEConfig(ObjectiveConfig):
     """Options of the variational auto-encoder."""
 
     takes = Takes.SCALED
@@ -316,69 +307,16 @@ class VAEConfig(GradientConfig):
     )
     posterior_steps: int = Field(2, ge=1, le=2**6, description="transforms of a posterior that is a flow")
     widths: Widths = Field((256, 256), description="hidden widths of the encoder; the decoder's are the same, reversed")
-    draws: int = Field(128, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     imputation: Literal["importance", "gibbs", "pseudo-gibbs"] = Field(
         "importance",
         description="missing cells by weighted draws of q, or a chain of twice as many steps that corrects q or, pseudo-gibbs, trusts it",
     )
-    objective: Literal["elbo", "iwae", "infovae", "autoencoder"] = Field(
-        "elbo", description="what is learned by; held-out rows are judged by a true bound, those of an autoencoder by their reconstruction"
-    )
-    loss_draws: int = Field(1, ge=1, description="draws of q behind the loss")
-    beta: float = Field(1.0, ge=0, le=1e6, description="weight of KL(q || prior) in elbo and infovae")
-    beta_warmup: float = Field(0.0, ge=0, le=1, description="share of the run over which beta rises from 0; patience counts from its end")
-    free_bits: float = Field(0.0, ge=0, le=1e6, description="nats of the mean KL of each level of latents that cost nothing more")
-    gradient: Literal["plain", "dreg", "score"] = Field(
-        "plain", description="q's; plain: through the draws; dreg, of iwae: doubly reparameterised; score, of elbo: the score function's"
-    )
-    kernel: Literal["rbf", "imq"] = Field("imq", description="of the MMD in infovae")
-    mmd_weight: float = Field(10.0, ge=0, le=1e6, description="weight of MMD^2(q(z), prior) in infovae: alpha + lambda - 1 of the paper")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
-
-    @property
-    def surrogate(self) -> bool:
-        """Whether learning descends something else than minus the bound."""
-        return self.objective == "infovae" or (self.beta, self.beta_warmup, self.free_bits) != (1, 0, 0)
-
-    @property
-    def compiles(self) -> bool:
-        """Not with the doubly reparameterised gradient, whose slopes are weighed on their way back."""
-        return self.gradient != "dreg"
-
-    @property
-    def settles(self) -> float:
-        """The end of the warm-up."""
-        return self.beta_warmup
-
-    def _learning(self) -> Learning:
-        """What is learned by.
-
-        Raises:
-            OptionError: an option is set that the objective does not read.
-        """
-        if self.objective == "infovae" and self.batch_size < 2:
-            raise OptionError("objective 'infovae' compares the codes of a batch with draws of the prior: batch_size is 2 or more, got 1")
-        for name in sorted({option.partition("=")[0] for option in set().union(*READS.values())}):
-            if (value := getattr(self, name)) == (default := self._default(name)):
-                continue
-            readers = [objective for objective, options in READS.items() if options & {name, f"{name}={value!r}"}]
-            if self.objective not in readers:
-                of = " or ".join(map(repr, readers))
-                raise OptionError(f"{name}={value!r} is for objective {of}: objective {self.objective!r} takes {default!r}")
-        if self.gradient == "score" and self.loss_draws < 2:
-            raise OptionError("gradient='score' compares each draw with the others of its row: loss_draws is 2 or more, got 1")
-        within = Elbo(self.beta, self.beta_warmup, self.free_bits, self.gradient == "score")
-        return {
-            "elbo": within,
-            "iwae": Iwae(self.gradient == "dreg"),
-            "infovae": InfoVAE(within, self.mmd_weight, KERNELS[self.kernel]),
-            "autoencoder": Autoencoder(),
-        }[self.objective]
 
     def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""
@@ -432,9 +370,6 @@ class VAEConfig(GradientConfig):
         if self.prior == "categorical":
             return Categorical(latents, self.categories, temperature=self.temperature)
         return self._law(latents)
-
-    def _default(self, name: str) -> Any:  # noqa: ANN401
-        return type(self).model_fields[name].default
 
     def _prior(self, latents: int, encoder: Encoder) -> Prior:
         """The untrained prior."""

@@ -86,9 +86,10 @@ class Steered(abc.ABC):
 
     def kl(self, p: Reference) -> Nats | None:
         """KL(q || p) = cross-entropy - entropy where both have a closed form; else the bound uses the draws."""
-        if self.moments is None or self.entropy is None or (cross := p.cross_entropy(self.moments)) is None:
+        moments, entropy = self.moments, self.entropy
+        if moments is None or entropy is None or (cross := p.cross_entropy(moments)) is None:
             return None
-        return cross - self.entropy
+        return cross - entropy
 
 
 class LatentLaw(nn.Module, abc.ABC):

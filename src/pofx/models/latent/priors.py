@@ -61,7 +61,7 @@ class StandardNormal(Prior):
     def cross_entropy(self, moments: Moments) -> Nats:
         """sum_l (mean_l^2 + variance_l + log 2 pi) / 2."""
         squares = torch.addcmul(moments.variance, moments.mean, moments.mean)
-        return 0.5 * squares.sum(-1) + 0.5 * self.latents * math.log(2 * math.pi)
+        return torch.add(0.5 * self.latents * math.log(2 * math.pi), squares.sum(-1), alpha=0.5)
 
 
 class NormalMixture(Prior):

@@ -43,10 +43,15 @@ def kinds(comparison: Findings) -> str:
     return " ".join(parts)
 
 
+def _by_gradients(result: Result) -> bool:
+    """Whether the family, or its first stage, has a learning rate."""
+    return not {"learning_rate", "autoencoder"}.isdisjoint(result.config)
+
+
 def closed_forms(comparison: Findings) -> str:
     """What gradients bought over the best family that needs none."""
     scored = [r for r in comparison.ranked if math.isfinite(r.nats)]
-    closed, deep = ([r for r in scored if ("learning_rate" in r.config) is gradients] for gradients in (False, True))
+    closed, deep = ([r for r in scored if _by_gradients(r) is gradients] for gradients in (False, True))
     gap = behind(deep[0], closed[0]) if closed and deep else None
     if gap is None or closed[0].learning is None or deep[0].learning is None:
         return ""

@@ -428,6 +428,7 @@ class DeepConfig(ObjectiveConfig, ImageConfig):
     draws: int = Field(64, ge=1, description="draws of q behind a log_prob, an imputation or a completion")
     learning_rate: float = Field(3e-3, gt=0)
     batch_size: int = Field(64, ge=1)
+    max_epochs: int = Field(100, ge=1)
     patience: int = Field(30, ge=1, description="epochs without a better held-out loss before stopping")
     skip_above: float | None = Field(8.0, gt=1, description=SKIPS)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")

@@ -112,14 +112,8 @@ def run(
             saver = Checkpoint(Path(checkpoint), _identity(config, seed, precision, ranks.size, train, held), checkpoint_every)
         with shown(progress if ranks.first else False, _steps(config, len(x))) as bar:
             watch = Watch(ranks, interrupted, bar, budget=budget, checkpoint=saver, tracker=tracker)
-            if isinstance(model, FullBatch):
-                rows = None if held is None else held.x
-                outcome = learn_full_batch(model, train.x, rows, Streams(seed, 0, where).noise, watch)
-            else:
-                learner = _Learner(train, held, seed, compile, partial(_lowered, precision, where))
-                ways = _gradient(config.for_rows(len(train))).rivals()
-                run_aside = partial(learner.aside, watch.part(SHARE))
-                config, outcome = race(model, ways if held else ways[:1], partial(learner.descend, watch), run_aside)
+            learner = _Learner(train, held, seed, compile, partial(_lowered, precision, where))
+            config, outcome = learner.learn(watch, model, config)
     surrogate = isinstance(config, GradientConfig) and config.surrogate
     options, found = config.model_dump(mode="json"), _diagnosis(model, held or train, seed)
     return Record(name_of(config), options, *outcome, watch.seconds, seed, str(where), surrogate=surrogate, diagnosis=found)
@@ -144,6 +138,15 @@ class _Learner:
     seed: int
     compiled: bool
     autocast: Autocast
+
+    def learn(self, watch: Watch, model: Model, config: FamilyConfig) -> tuple[FamilyConfig, Outcome]:
+        """From all rows at once, or by gradients in the best of the family's ways; the options that were learned with."""
+        if isinstance(model, FullBatch):
+            rows = None if self.held is None else self.held.x
+            return config, learn_full_batch(model, self.train.x, rows, Streams(self.seed, 0, self.train.x.device).noise, watch)
+        ways = _gradient(config.for_rows(len(self.train))).rivals()
+        run_aside = partial(self.aside, watch.part(SHARE))
+        return race(model, ways if self.held else ways[:1], partial(self.descend, watch), run_aside)
 
     def descend(self, watch: Watch, model: Model, config: GradientConfig) -> Outcome:
         seen = self.train.alike(Streams(self.seed, 0, self.train.x.device).noise)

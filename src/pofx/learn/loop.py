@@ -115,7 +115,7 @@ class _Descent:
         self.watch.done = max(self.at.step / self.steps, self.watch.share)
         if self.config.scheduled:
             self.state.set_learning_rate(self._learning_rate())
-        own = self.ranks.part(batch)
+        own = self.watch.rows = self.ranks.part(batch)
         for turn, (player, loss) in enumerate(self._turns(*self.train.at(own))):
             value = self.train.weighed(loss, own).sum() * (self.ranks.size / len(batch))
             self.state.optimisers[player].zero_grad()

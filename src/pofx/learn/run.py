@@ -25,8 +25,7 @@ from pofx.learn.rows import Rows
 from pofx.learn.stages import in_stages
 from pofx.learn.streams import Stream, Streams, isolated, seed_of
 from pofx.learn.watch import Tracker, Watch
-from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model, Scheduled, Staged
-from pofx.models.composed.prepared import evaluated
+from pofx.models.base import FamilyConfig, FullBatch, GradientConfig, Model, Scheduled, Staged, evaluated
 from pofx.models.registry import families, name_of
 from pofx.objectives import Likelihood
 from pofx.types import Generator, Kind, Nats
@@ -161,12 +160,12 @@ class _Learner:
 
 
 def _told(model: Model, loss: Loss, watch: Watch) -> Loss:
-    """The loss, before which every part that depends on it hears how much of the run is over."""
+    """The loss, before which every part that depends on it hears where the run is."""
     parts = [part for part in model.modules() if isinstance(part, Scheduled)]
 
     def told(x: Tensor, c: Tensor | None, *, generator: Generator) -> Nats:
         for part in parts:
-            part.passed(watch.done)
+            part.passed(watch.done, watch.rows)
         return loss(x, c, generator=generator)
 
     return told if parts else loss

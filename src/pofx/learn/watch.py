@@ -4,6 +4,8 @@ import math
 import time
 from collections.abc import Callable
 
+import torch
+
 from pofx.learn.checkpoint import Checkpoint
 from pofx.learn.distributed import Ranks
 from pofx.learn.progress import Progress
@@ -50,6 +52,7 @@ class Watch:
         self._steps = self._left = 0
         self.share = 0.0  # of the budget that was gone at the last look, the same on every rank
         self.done = 0.0  # of the run, in steps or in time if that ends first; the loop says so before every step
+        self.rows = torch.zeros(0, dtype=torch.long)  # of this process, that the step is of; the loop says so as well
 
     def part(self, share: float) -> "Callable[[], Watch]":
         """Makes watches of a share of this one's budget, which save and tell nothing."""

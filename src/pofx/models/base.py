@@ -11,6 +11,7 @@ Tensors are flat: x is (..., D) whatever `domain.shape` says; a family for image
 import abc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -494,11 +495,16 @@ class Model(nn.Module, abc.ABC):
 
 
 class Scheduled(abc.ABC):
-    """What a family adds when its loss depends on how much of the run is over."""
+    """What a family adds when its loss depends on where the run is."""
 
     @abc.abstractmethod
-    def passed(self, done: float) -> None:
-        """Hear, before every step, the share of the run that is over, from 0 on; a model that hears nothing is at the end of it."""
+    def passed(self, done: float, rows: Tensor) -> None:
+        """Hear where the run is before every step; a model that hears nothing is at the end of it.
+
+        Args:
+            done: the share of the run that is over, from 0 on.
+            rows: which of the training rows the step is of, (batch,).
+        """
 
 
 class Staged(abc.ABC):
@@ -617,6 +623,17 @@ class GradientConfig(FamilyConfig, abc.ABC):
         # AdamW without decay is Adam. Fused: one kernel for all parameters instead of a dozen for each.
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Within: nothing of the module is dropped."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _split(c: Tensor | None, rows: int, size: int) -> Sequence[Tensor | None]:

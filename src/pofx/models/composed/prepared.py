@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.special import ndtr
 
 from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
 from pofx.events import NEVER, Among, Between, Condition
-from pofx.models.base import Diagnosis, FamilyConfig, FullBatch, Lifting, Model, Staged
+from pofx.models.base import Diagnosis, FamilyConfig, FullBatch, Lifting, Model, Staged, evaluated
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
@@ -463,17 +462,6 @@ class Levels:
 def _levels(context: Domain) -> list[tuple[object, ...]]:
     """Of each condition, none of a number."""
     return [tuple(v.levels) for v in context.variables]
-
-
-@contextmanager
-def evaluated(module: nn.Module) -> Iterator[None]:
-    """Within: nothing of the module is dropped."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 def dtype_of(model: Model) -> torch.dtype:

@@ -5,6 +5,7 @@
     iwae       log mean w                                                       the same
     infovae    E log p(x | z) - beta max(KL, free) - weight MMD^2(q(z), p(z))   the ELBO
     autoencoder    log p(x | z = E_q[z])                                        the same
+    joint      log p(x, z), z kept for each row                                 the ELBO
 
 Who claims a density is judged by a true bound on log p(x), whatever was climbed. An autoencoder claims none while it learns.
 """
@@ -156,6 +157,15 @@ class Autoencoder(Learning):
     def judged(self, terms: LogTerms) -> Nats:
         """It again."""
         return terms.log_likelihood[0]
+
+
+@dataclass(frozen=True)
+class Joint(Learning):
+    """log p(x, z) at latents that inference keeps for each training row: drawn from p(z | x), or its modes."""
+
+    def climbed(self, terms: LogTerms, done: Tensor) -> Nats:
+        """Its mean over the draws."""
+        return torch.stack((terms.log_likelihood, *terms.log_prior)).sum(0).mean(0)
 
 
 WEIGHED = frozenset({"loss_draws", "beta", "beta_warmup", "free_bits"})

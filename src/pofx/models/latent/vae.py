@@ -17,10 +17,11 @@ from pofx.models.latent.continuous import Flow, Full, StudentT
 from pofx.models.latent.decoder import Decoder
 from pofx.models.latent.diagnostics import diagnose
 from pofx.models.latent.discrete import Categorical, CategoricalPrior
+from pofx.models.latent.encoder_free import Climb, FromPrior, Hamiltonian, Table
 from pofx.models.latent.generative import Generative, Link, beside
 from pofx.models.latent.inference import Encoder, Inference, Path, proposed_terms
 from pofx.models.latent.laws import Diagonal, LatentLaw
-from pofx.models.latent.learning import Elbo, Learning, ObjectiveConfig
+from pofx.models.latent.learning import Elbo, Joint, Learning, ObjectiveConfig
 from pofx.models.latent.posterior import Chain, Posterior, Weighted
 from pofx.models.latent.predictive import Predictive, centre, predictive
 from pofx.models.latent.priors import Mixture, ModelPrior, NormalMixture, Prior, StandardNormal, Vamp
@@ -97,7 +98,7 @@ class VAE(Model, Scheduled):
         log_p = torch.cat([heads.columns.log_prob(heads.bias.detach(), rows.to(heads.bias)) for rows in x.split(self.rows_at_once)])
         self._inside = bool(log_p.isfinite().all()) and not bool(x.isnan().any())
 
-    def passed(self, done: float) -> None:
+    def passed(self, done: float, rows: Tensor) -> None:
         """Keep the share for the next loss."""
         self._done = torch.tensor(done)
 
@@ -248,10 +249,13 @@ class VAE(Model, Scheduled):
 
 
 PARTS = (  # an option, and what another one must be where it is read
-    ("posterior_steps", "posterior", "flow"),
-    ("categories", "prior", "categorical"),
-    ("temperature", "prior", "categorical"),
-    ("temperature", "gradient", "plain"),
+    ("posterior_steps", "posterior", ("flow",)),
+    ("categories", "prior", ("categorical",)),
+    ("temperature", "prior", ("categorical",)),
+    ("temperature", "gradient", ("plain",)),
+    ("path", "inference", ("encoder",)),
+    ("posterior", "inference", ("encoder",)),
+    ("move_steps", "inference", ("table", "hmc")),
 )
 
 
@@ -286,6 +290,12 @@ class VAEConfig(ObjectiveConfig):
     higher_latents: Widths = Field(
         (), description="widths of further levels above z, bottom first: p(z_l | z_>l) are networks; () is one level"
     )
+    inference: Literal["encoder", "table", "hmc", "prior"] = Field(
+        "encoder",
+        description="where z of a row comes from: encoder is a network; the others have none, climb log p(x, z) for each row that is "
+        "asked about, and learn by a table of modes, by a chain for each row (Hamiltonian Monte Carlo), or by draws of the prior",
+    )
+    move_steps: int = Field(5, ge=1, le=2**10, description="of a row's latents before each step: up for a table, leapfrogs of hmc")
     path: Path = Field(Path.TOP_DOWN, description="order in which q draws several levels: top-down, ladder or bottom-up")
     prior: str = Field(
         "normal",
@@ -318,6 +328,16 @@ class VAEConfig(ObjectiveConfig):
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
 
+    @property
+    def surrogate(self) -> bool:
+        """Latents that are kept for each row are climbed, and no bound."""
+        return self.inference in ("table", "hmc") or super().surrogate
+
+    @property
+    def compiles(self) -> bool:
+        """Not with latents that are looked up and moved."""
+        return self.inference in ("encoder", "prior") and super().compiles
+
     def _build(self, domain: Domain, context: Domain | None) -> VAE:
         """The untrained model."""
         if self.path is not Path.TOP_DOWN and not self.higher_latents:
@@ -331,18 +351,21 @@ class VAEConfig(ObjectiveConfig):
         widths = self.widths[::-1]
         decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts)
         links = [Link(sum(sizes[level + 1 :]), size, widths, self.dropout) for level, size in enumerate(sizes[:-1])]
-        encoder = Encoder(domain, laws, context=width, widths=self.widths, dropout=self.dropout, path=self.path)
-        generative = Generative(self._prior(sizes[-1], encoder), decoder, links)
+        inference = self._inference(domain, laws, width)
+        generative = Generative(self._prior(sizes[-1], inference), decoder, links)
         posterior = Weighted(self.draws) if self.imputation == "importance" else Chain(self.draws, self.imputation == "gibbs")
         by, k = self._learning(), self.loss_draws
-        return VAE(generative, encoder, domain, context, draws=self.draws, objective=by, loss_draws=k, posterior=posterior)
+        return VAE(generative, inference, domain, context, draws=self.draws, objective=by, loss_draws=k, posterior=posterior)
 
     def _refuse_parts_that_do_not_fit(self) -> None:
         """Raises OptionError."""
         for name, part, chosen in PARTS:
             value, default = getattr(self, name), self._default(name)
-            if value != default and getattr(self, part) != chosen:
-                raise OptionError(f"{name}={value!r} is for {part}={chosen!r}: {part}={getattr(self, part)!r} takes {default!r}")
+            if value != default and getattr(self, part) not in chosen:
+                fits = " or ".join(f"{part}={one!r}" for one in chosen)
+                raise OptionError(f"{name}={value!r} is for {fits}: {part}={getattr(self, part)!r} takes {default!r}")
+        if self.inference != "encoder":
+            self._refuse_what_needs_an_encoder()
         if self.posterior != "diagonal":
             if self.path is Path.LADDER:
                 raise OptionError(f"a ladder multiplies normal laws with independent units: posterior='diagonal', not {self.posterior!r}")
@@ -352,6 +375,33 @@ class VAEConfig(ObjectiveConfig):
                 raise OptionError(f"posterior={self.posterior!r} is of continuous latents: prior='categorical' of one level has none")
         if self.prior == "categorical" and self.gradient == "dreg":
             raise OptionError("gradient='dreg' follows draws that move smoothly: prior='categorical' takes 'plain'")
+
+    def _refuse_what_needs_an_encoder(self) -> None:
+        """Raises OptionError."""
+        if self.prior in ("vamp", "categorical"):
+            why = "asks q about its pseudo-inputs" if self.prior == "vamp" else "has no slope to climb"
+            raise OptionError(f"prior={self.prior!r} {why}: inference='encoder', not {self.inference!r}")
+        if self.inference == "prior" and (self.objective, self.gradient) != ("iwae", "plain"):
+            raise OptionError("inference='prior' has weights that only objective='iwae' climbs, and loss_draws of them, many")
+        if self.inference != "prior" and (super()._learning(), self.loss_draws) != (PLAIN, 1):
+            raise OptionError(f"inference={self.inference!r} climbs log p(x, z) at one z a row: objective and its options stay as they are")
+
+    def _learning(self) -> Learning:
+        """log p(x, z) where latents are kept for each row."""
+        return Joint() if self.inference in ("table", "hmc") else super()._learning()
+
+    def _inference(self, domain: Domain, laws: list[LatentLaw], context: int) -> Inference:
+        """q, untrained."""
+        latents = sum(law.latents for law in laws)
+        match self.inference:
+            case "encoder":
+                return Encoder(domain, laws, context=context, widths=self.widths, dropout=self.dropout, path=self.path)
+            case "table":
+                return Table(latents, Climb(self.move_steps))
+            case "hmc":
+                return Table(latents, Hamiltonian(self.move_steps))
+            case "prior":
+                return FromPrior()
 
     def _law(self, latents: int) -> LatentLaw:
         """q of a level."""
@@ -371,7 +421,7 @@ class VAEConfig(ObjectiveConfig):
             return Categorical(latents, self.categories, temperature=self.temperature)
         return self._law(latents)
 
-    def _prior(self, latents: int, encoder: Encoder) -> Prior:
+    def _prior(self, latents: int, inference: Inference) -> Prior:
         """The untrained prior."""
         if self.prior == "categorical":
             return CategoricalPrior(latents // self.categories, self.categories)
@@ -379,12 +429,12 @@ class VAEConfig(ObjectiveConfig):
             return StandardNormal(latents)
         if self.prior == "mixture":
             return Mixture(latents, self.prior_components)
-        if self.prior == "vamp":
+        if isinstance(inference, Encoder) and self.prior == "vamp":
             if self.path is Path.BOTTOM_UP and self.higher_latents:
                 raise OptionError(
                     "prior='vamp' asks q for the top level alone: path='bottom-up' draws the others first, take path='top-down'"
                 )
-            return Vamp(latents, self.prior_components, encoder, learned=self.pseudo_inputs == "learned")
+            return Vamp(latents, self.prior_components, inference, learned=self.pseudo_inputs == "learned")
         return ModelPrior(_by_gradients(self.prior).build(Domain.real(latents)))
 
     @field_validator("prior")

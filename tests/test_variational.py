@@ -311,13 +311,51 @@ def test_a_budget_ends_it():
     assert answer.q.record.stopped == "its budget of 0.3 s is spent"
 
 
+def test_proposals_are_the_mixture_with_one_coordinate_widened():
+    """Of an affine flow: normals, whose mixture has a closed form."""
+    q, a = affine(), 0.3
+    with torch.no_grad():
+        x, log_r = q.proposed(200_000, a, generator=generator())
+        plain, log_q = q.proposed(50, 0.0, generator=generator())
+    mean, L = torch.tensor([0.3, 0.2]), torch.tensor([[0.8, 0.0], [0.5, 1.5]])
+    wide = [L @ torch.diag(torch.where(torch.arange(2) == d, 3.0, 1.0)) for d in range(2)]
+    parts = [torch.distributions.MultivariateNormal(mean, scale_tril=factor) for factor in (L, *wide)]
+    shares = torch.tensor([1 - a, a / 2, a / 2]).log()
+    assert_close(log_r, (torch.stack([part.log_prob(x) for part in parts], -1) + shares).logsumexp(-1))
+    assert_close(log_q, parts[0].log_prob(plain))
+    centred = x - mean
+    covariance = sum(s * f @ f.T for s, f in zip(shares.exp(), (L, *wide), strict=True))
+    error = (centred[:, :, None] * centred[:, None, :]).std(0) / len(x) ** 0.5
+    assert ((centred.T @ centred / len(x) - covariance).abs() < 5.5 * error).all()
+
+
+def test_what_q_leaves_out_weighs_on_the_answer():
+    """A second mode in the far tail of one coordinate: q alone draws there once in 10^6, and would not know."""
+    q = affine((0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
+
+    def log_p(x):
+        first = -0.5 * x.square().sum(-1) + math.log(0.99)
+        second = -0.5 * ((x[:, 0] - 5.5).square() + x[:, 1].square()) + math.log(0.01)
+        return torch.logaddexp(first, second) - math.log(2 * math.pi)
+
+    def evidence(hedge):
+        with torch.no_grad():
+            x, log_r = q.proposed(20_000, hedge, generator=generator())
+        return Weighted(x, log_p(x) - log_r).log_evidence
+
+    (z, error), (missed, its_error) = evidence(0.1), evidence(0.0)
+    assert abs(z) < 5.5 * error
+    assert abs(missed) > 5.5 * its_error
+
+
 def test_thin_tails_are_told_in_words():
     flow = affine((0.0, 0.0), ((0.2, 0.0), (0.0, 0.2)))
     target = Target(lambda x: -0.5 * x.square().sum(-1), Domain.real(2), Elementwise.blank(2))
 
-    def draw(n, source):
-        x = flow.sample(n, generator=source)
-        return Weighted(x, (target(x) - flow.log_prob(x)).detach())
+    def draw(n, source, hedge):
+        with torch.no_grad():
+            x, log_r = flow.proposed(n, hedge, generator=source)
+        return Weighted(x, target(x) - log_r)
 
     q = pofx.PofX(flow, Container("numpy", dtype="float64", shape=(2,)))
     answer = Approximation(q, draw, 4000)

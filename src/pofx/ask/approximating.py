@@ -295,9 +295,9 @@ def _answer(
 ) -> Approximation:
     model.eval()
 
-    def draw(n: int, generator: Generator) -> Weighted:
+    def draw(n: int, generator: Generator, hedge: float) -> Weighted:
         with torch.no_grad():
-            parts = [_weighted(flow, target, min(DRAWS_AT_ONCE, n - at), generator) for at in range(0, n, DRAWS_AT_ONCE)]
+            parts = [_weighted(flow, target, min(DRAWS_AT_ONCE, n - at), generator, hedge) for at in range(0, n, DRAWS_AT_ONCE)]
         x, log_w = (torch.cat(column) for column in zip(*parts, strict=True))
         return Weighted(x, log_w)
 
@@ -308,8 +308,8 @@ def _answer(
     return Approximation(PofX(model, container, seed=seed, origin=origin), draw, draws, seed)
 
 
-def _weighted(flow: Flow, target: Target, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    u, log_q = flow.reparameterised(n, generator=generator)
+def _weighted(flow: Flow, target: Target, n: int, generator: Generator, hedge: float) -> tuple[Tensor, Tensor]:
+    u, log_q = flow.proposed(n, hedge, generator=generator)
     return target.transform(u.double())[0], target(u) - log_q.double()
 
 

@@ -20,26 +20,28 @@ from pofx.types import Answer, Generator, Kind
 METHODS = ("resampling", "metropolis")
 CHAINS = 64
 REMEDY = "more steps may help, or base='student', or objective='forward' from this start"
+HEDGE = 0.1  # share of the weighted draws that q_d make: q with one coordinate of its base three times as wide
 TRUSTED = 0.7  # k-hat up to which weighted means are
 
 
 class Approximation:
-    """q near p, known up to its constant Z, and K draws x_k of q with weights w_k = p(x_k) / q(x_k).
+    """q near p, known up to its constant Z, and K draws x_k with weights w_k = p(x_k) / r(x_k), r = 0.9 q + 0.1 mean_d q_d.
 
-    `q` is a p(x) like any other, with exact draws and densities. Everything else here is of p: means over the weighted draws, which
-    tend to p's whatever q is, as long as q reaches wherever p does. k-hat says when its tails are too thin; nothing says when a mode
-    is missed.
+    `q` is a p(x) like any other, with exact draws and densities; q_d is q with coordinate d of its base three times as wide, so that what q
+    nearly leaves out, as the neck of a funnel, weighs on answer, error and k-hat and is not just missed. Everything else here is of p:
+    means over the weighted draws, which tend to p's whatever q is, as long as it reaches wherever p does. k-hat says when its tails are
+    too thin; nothing says when a mode far off is missed.
 
     Args:
         q: the flow.
-        draw: makes weighted draws of q, in the domain's columns.
+        draw: makes weighted draws of (1 - a) q + a mean_d q_d, in the domain's columns: how many, a generator, and a.
         draws: K.
         seed: of all that is drawn.
     """
 
-    def __init__(self, q: PofX, draw: Callable[[int, Generator], Weighted], draws: int, seed: int = 0) -> None:
+    def __init__(self, q: PofX, draw: Callable[[int, Generator, float], Weighted], draws: int, seed: int = 0) -> None:
         self.q, self.draw, self.seed = q, draw, seed
-        self.weighted = draw(draws, self._generator(seed))
+        self.weighted = draw(draws, self._generator(seed), HEDGE)
 
     @property
     def domain(self) -> Domain:
@@ -53,8 +55,13 @@ class Approximation:
 
     @cached_property
     def k_hat(self) -> float:
-        """Pareto's k-hat of the weights."""
-        return float(self.weighted.k_hat)
+        """Pareto's k-hat: the larger of that of the weights and that of q's own, which the hedge makes no lighter."""
+        return max(float(self.weighted.k_hat), float(self._alone.k_hat))
+
+    @cached_property
+    def _alone(self) -> Weighted:
+        """As many weighted draws of q itself."""
+        return self.draw(len(self.weighted.x), self._generator(self.seed), 0.0)
 
     @property
     def trusted(self) -> bool:
@@ -73,10 +80,10 @@ class Approximation:
         """log Z = log of the integral of p, by the mean weight, with its standard error."""
         return self._estimate(*self.weighted.log_evidence)
 
-    @property
+    @cached_property
     def elbo(self) -> Answer:
-        """E_q [log p - log q] <= log Z, below it by KL(q || p); its own standard error is that of a mean."""
-        log_w = self.weighted.log_w
+        """E_q [log p - log q] <= log Z, below it by KL(q || p), by as many draws of q alone; its own standard error is that of a mean."""
+        log_w = self._alone.log_w
         how = f"a lower bound on log Z, the mean over {len(log_w)} draws"
         return Answer(_numpy(log_w.mean()), Kind.BOUND, _numpy(log_w.std() / len(log_w) ** 0.5), how)
 
@@ -134,7 +141,7 @@ class Approximation:
         Args:
             n: how many.
             method: "resampling" picks the weighted draws by weight, so that rows repeat where weights are uneven; "metropolis" goes along
-                new draws of q, in 64 chains that keep the second half of their states, and repeats where it stands still.
+                new draws, in 64 chains that keep the second half of their states, and repeats where it stands still.
             seed: of the draws.
 
         Raises:
@@ -146,7 +153,7 @@ class Approximation:
         if method == "resampling":
             return self._rows(self.weighted.resample(n, generator=generator))
         steps = 2 * -(-max(n, 1) // CHAINS)
-        states = self.draw(CHAINS * steps, generator).metropolis(CHAINS, generator=generator)
+        states = self.draw(CHAINS * steps, generator, HEDGE).metropolis(CHAINS, generator=generator)
         return self._rows(states[steps // 2 :].flatten(0, 1)[:n])
 
     def save(self, path: str | PathLike[str]) -> None:

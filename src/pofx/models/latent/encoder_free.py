@@ -26,9 +26,9 @@ from pofx.samplers.densities import LogDensity, value_and_grad
 from pofx.samplers.leapfrog import trajectory
 from pofx.types import Generator
 
-_STARTS = 4  # of an ascent, drawn from the prior
-_STEPS = 100  # of an ascent at most
-_ENOUGH = 1e-6  # nats that are not worth another step
+_STARTS = 2  # of an ascent, drawn from the prior
+_STEPS = 30  # of an ascent at most
+_ENOUGH = 1e-4  # nats that are not worth another step
 _APART = 0.02  # deviations of the prior between two slopes, whose difference is the curvature
 _HEDGE = 0.1  # share of the prior in a proposal
 _WIDEST = 0.8  # least eigenvalue of H in units of the prior: 1, but for the error of that unit
@@ -46,7 +46,7 @@ class Laplace(Inference):
 
     `propose` draws from 0.9 q + 0.1 p: no weight exceeds 10 p(x | z), so each has a variance.
 
-    Cost: for each row some 50 to 100 slopes at each of 4 places, and 2 L for the curvature; the starts are the same for all rows.
+    Cost: for each row some 30 slopes at each of 2 places, and 2 L for the curvature; the starts are the same for all rows.
 
     Source: Tierney and Kadane, "Accurate approximations for posterior moments and marginal densities", JASA 81, 1986; the ascent
     instead of an encoder: Schuster and Krogh, "The deep generative decoder", Bioinformatics 39, 2023, arXiv:2110.06672.

@@ -35,7 +35,7 @@ COMMON = {
 }
 SETTINGS = {
     "one": COMMON | {"latents": 40},
-    "two": COMMON | {"latents": 40, "higher_latents": (40,), "prior": "vamp", "prior_components": 500},
+    "two": COMMON | {"latents": 40, "higher_latents": (40,), "prior": "vamp", "prior_components": 250, "batch_size": 200},
 }
 
 

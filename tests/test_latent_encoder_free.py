@@ -262,7 +262,7 @@ def test_it_learns_answers_and_comes_back_from_its_file(way, levels, tmp_path):
 def test_each_row_moves_its_own_latents(way):
     """After learning, what the table holds of a row is near what the row is encoded to; of another row it is not."""
     x = (MU + torch.randn(100, L) @ W.T + 0.1 * torch.randn(100, D)).numpy()
-    options = {"latents": 2, "widths": (16,), "dropout": 0.0, "batch_size": 25, "learning_rate": 0.01, "max_epochs": 40}
+    options = {"latents": 2, "widths": (16,), "dropout": 0.0, "batch_size": 25, "learning_rate": 0.02, "max_epochs": 20}
     p = pofx.fit(x, "vae", inference=way, holdout=x[:10], seed=0, **options)
     table = next(part for part in p.model.modules() if isinstance(part, Table))
     z, codes = table.z.double(), torch.as_tensor(p.encode(x)).double()

@@ -29,7 +29,7 @@ def climb(log_p: LogDensity, start: Rows, *, steps: int, tolerance: float) -> tu
     usable, climbing = point.good, point.good
     for _ in range(steps):
         direction = memory.direction(point.grad)
-        after = _search(log_p, point, direction, climbing)
+        after = _search(log_p, point, direction, climbing, tolerance)
         idle = climbing & (after.log_p - point.log_p <= tolerance)
         climbing = climbing & ~(idle & memory.empty)
         memory.learn(point, after)
@@ -82,8 +82,8 @@ class _Memory:
         self.pairs = [(s, y, torch.where(rows, 0.0, rho)) for s, y, rho in self.pairs]
 
 
-def _search(log_p: LogDensity, start: Point, direction: Tensor, climbing: Tensor) -> Point:
-    """The first of shorter and shorter steps that gains its share of what the slope promises; else the start."""
+def _search(log_p: LogDensity, start: Point, direction: Tensor, climbing: Tensor, tolerance: float) -> Point:
+    """The first of shorter and shorter steps that gains its share of what the slope promises; else, or if that is too little, the start."""
     reached, pending, t = start, climbing, torch.ones_like(start.log_p)
     slope = (direction * start.grad).sum(-1)
     for _ in range(_TRIALS):
@@ -92,9 +92,10 @@ def _search(log_p: LogDensity, start: Point, direction: Tensor, climbing: Tensor
         trial = value_and_grad(log_p, x)
         enough = pending & trial.good & (trial.log_p >= start.log_p + _SUFFICIENT * t * slope)
         reached, pending = trial.where(enough, reached), pending & ~enough
-        if not bool(pending.any()):
-            break
         # where the parabola through value, slope and trial has its top; a tenth where the trial is not finite
         top = t * slope / (2 * (slope - (trial.log_p - start.log_p) / t))
         t = torch.minimum(torch.maximum(top.nan_to_num(nan=0.0), 0.1 * t), 0.5 * t)
+        pending = pending & (t * slope > tolerance)
+        if not bool(pending.any()):
+            break
     return reached

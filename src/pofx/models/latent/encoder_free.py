@@ -26,7 +26,7 @@ from pofx.samplers.densities import LogDensity, value_and_grad
 from pofx.samplers.leapfrog import trajectory
 from pofx.types import Generator
 
-_STARTS = 2  # of an ascent, drawn from the prior
+_STARTS = 2  # of the ascents of a row that is asked about, drawn from the prior
 _STEPS = 30  # of an ascent at most
 _ENOUGH = 1e-4  # nats that are not worth another step
 _APART = 0.02  # deviations of the prior between two slopes, whose difference is the curvature
@@ -46,56 +46,49 @@ class Laplace(Inference):
 
     `propose` draws from 0.9 q + 0.1 p: no weight exceeds 10 p(x | z), so each has a variance.
 
-    Cost: for each row some 30 slopes at each of 2 places, and 2 L for the curvature; the starts are the same for all rows.
+    Cost: for each row some 30 slopes at each of 2 places, and 2 L for the curvature; a held-out row while learning is climbed for once.
 
     Source: Tierney and Kadane, "Accurate approximations for posterior moments and marginal densities", JASA 81, 1986; the ascent
     instead of an encoder: Schuster and Krogh, "The deep generative decoder", Bioinformatics 39, 2023, arXiv:2110.06672.
     """
 
     def draw(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
-        """Draws of the normal."""
-        law = self.law(model, x, c)
-        drawn = law.draw((draws, len(x)), generator=generator)
-        kl = law.kl(model.prior) if len(model.sizes) == 1 else None
-        return Draws(
-            model.levels_of(drawn.z),
-            lambda: _at_bottom(drawn.log_prob(), model),
-            (kl, *(None for _ in model.sizes[1:])),
-            density=lambda latents: _at_bottom(law.log_prob(torch.cat(latents, dim=-1)), model),
-        )
+        """Draws of the normal, about what one ascent reaches."""
+        return _drawn(self.law(model, x, c), model, (draws, len(x)), generator)
 
     def propose(self, model: Generative, x: Tensor, c: Tensor | None, draws: int, *, generator: Generator = None) -> Draws:
         """Draws of 0.9 q + 0.1 p."""
-        return hedged(self.draw(model, x, c, draws, generator=generator), model, x.new_full((len(x),), _HEDGE), generator)
+        drawn = _drawn(self.law(model, x, c, _STARTS), model, (draws, len(x)), generator)
+        return hedged(drawn, model, x.new_full((len(x),), _HEDGE), generator)
 
     def mean(self, model: Generative, x: Tensor, c: Tensor | None) -> Levels:
         """z*."""
         with evaluated(model):
             unit = _deviations(model)
-            return model.levels_of(self._highest(_in_units(_joint(model, x, c), unit), model, len(x), unit) * unit)
+            return model.levels_of(self._highest(_in_units(_joint(model, x, c), unit), model, (_STARTS, len(x)), unit) * unit)
 
     def marginal(self, keep: Sequence[int]) -> "Laplace":
         """Itself: what it knows of x it asks the model."""
         return Laplace()
 
-    def law(self, model: Generative, x: Tensor, c: Tensor | None) -> FullNormal:
-        """N(z*, H^-1) of each row, of all levels side by side."""
+    def law(self, model: Generative, x: Tensor, c: Tensor | None, starts: int = 1) -> FullNormal:
+        """N(z*, H^-1) of each row, of all levels side by side, z* the best end of so many ascents."""
         with evaluated(model):
             unit = _deviations(model)
             log_p = _in_units(_joint(model, x, c), unit)
-            u = self._highest(log_p, model, len(x), unit)
+            u = self._highest(log_p, model, (starts, len(x)), unit)
             values, vectors = torch.linalg.eigh(_curvature(log_p, u))
         covariance = (vectors / values.clamp_min(_WIDEST)[:, None]) @ vectors.mT
         factor = unit[:, None] * cast("Tensor", torch.linalg.cholesky(covariance))
         return FullNormal(unit * u, factor.diagonal(dim1=-2, dim2=-1).log(), factor)
 
-    def _highest(self, log_p: LogDensity, model: Generative, rows: int, unit: Tensor) -> Tensor:
-        """The best end of the ascents of each row, (N, L)."""
+    def _highest(self, log_p: LogDensity, model: Generative, shape: tuple[int, int], unit: Tensor) -> Tensor:
+        """The best end of the ascents of each row, (N, L), for a shape (starts, N)."""
         same = torch.Generator(unit.device).manual_seed(0)  # a row's answer depends on no other draw
-        starts = torch.cat(model.draw_latents((_STARTS, 1), like=unit, generator=same), dim=-1) / unit
-        ends, heights, _ = climb(log_p, starts.expand(-1, rows, -1).flatten(0, 1), steps=_STEPS, tolerance=_ENOUGH)
-        best = heights.view(_STARTS, rows).argmax(0)
-        return ends.view(_STARTS, rows, -1)[best, torch.arange(rows, device=best.device)]
+        starts = torch.cat(model.draw_latents((shape[0], 1), like=unit, generator=same), dim=-1) / unit
+        ends, heights, _ = climb(log_p, starts.expand(*shape, -1).flatten(0, 1), steps=_STEPS, tolerance=_ENOUGH)
+        best = heights.view(shape).argmax(0)
+        return ends.view(*shape, -1)[best, torch.arange(len(best), device=best.device)]
 
 
 class FromPrior(Laplace):
@@ -205,6 +198,17 @@ class Table(Laplace, Scheduled):
             z = self.move(_joint(model, x, c), self.z[self.rows], generator).detach()
         self.z[self.rows] = z
         return Draws(model.levels_of(z[None]), tuple, ())  # points: they have neither log q nor divergence
+
+
+def _drawn(law: FullNormal, model: Generative, shape: tuple[int, int], generator: Generator) -> Draws:
+    drawn = law.draw(shape, generator=generator)
+    kl = law.kl(model.prior) if len(model.sizes) == 1 else None
+    return Draws(
+        model.levels_of(drawn.z),
+        lambda: _at_bottom(drawn.log_prob(), model),
+        (kl, *(None for _ in model.sizes[1:])),
+        density=lambda latents: _at_bottom(law.log_prob(torch.cat(latents, dim=-1)), model),
+    )
 
 
 def _joint(model: Generative, x: Tensor, c: Tensor | None) -> LogDensity:

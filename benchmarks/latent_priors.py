@@ -40,7 +40,8 @@ def codes_gap(p, rows):
 
 
 def drawn(learned, rows, file):
-    """A column for each prior: its density above, that of the aggregated posterior below, on one scale."""
+    """A column for each prior: its density above, that of the aggregated posterior below; colours go by the root of the density."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(learned), 5.6), layout="constrained")
@@ -53,7 +54,7 @@ def drawn(learned, rows, file):
             heights = [law.log_prob(z).exp().view(161, 161).T for law in (p.model.generative.prior, codes)]
         top = float(torch.stack(heights).quantile(0.999))
         for axis, height, name in zip(axes, heights, (f"p(z): {prior}", "q(z), its rows"), strict=True):
-            axis.pcolormesh(ticks, ticks, height, vmin=0, vmax=top, cmap="magma", rasterized=True)
+            axis.pcolormesh(ticks, ticks, height, norm=PowerNorm(0.5, 0, top), cmap="magma", rasterized=True)
             axis.set(aspect="equal", title=name, xticks=(), yticks=())
     figure.savefig(file, dpi=110)
 

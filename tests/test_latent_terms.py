@@ -8,51 +8,19 @@ import math
 
 import pytest
 import torch
+from linear_gaussian import MU, NAN, SIGMA, D, L, W, exact_log_p, exact_posterior, linear_gaussian
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
-from pofx.distributions.base import inverse_positive
 from pofx.distributions.columns import Columns
 from pofx.distributions.continuous import Normal
 from pofx.distributions.discrete import Bernoulli, Categorical
 from pofx.domain import Domain
 from pofx.models.latent.decoder import Decoder, Heads
-from pofx.models.latent.generative import Generative
 from pofx.models.latent.inference import Draws, GaussianEncoder, Inference, log_terms, proposed_terms
 from pofx.models.latent.laws import DiagonalNormal
 from pofx.models.latent.priors import StandardNormal
 from pofx.objectives.elbo import LogTerms, effective_draws, elbo, iwae, iwae_error, log_weights
-
-D, L, SIGMA = 5, 2, 0.7
-W = torch.tensor([[1.2, 0.3], [-0.5, 0.9], [0.1, -1.1], [0.8, 0.8], [0.0, 0.4]], dtype=torch.float64)
-MU = torch.tensor([0.5, -1.0, 0.0, 2.0, 0.3], dtype=torch.float64)
-COVARIANCE = W @ W.T + SIGMA**2 * torch.eye(D, dtype=torch.float64)
-NAN = torch.nan
-
-
-def linear_gaussian(w=W, mu=MU, sigma=SIGMA):
-    model = Generative(StandardNormal(w.shape[1]), Decoder(w.shape[1], Columns([Normal()] * len(w)), widths=()))
-    heads = model.decoder.heads
-    with torch.no_grad():
-        heads.weight[0::2], heads.weight[1::2] = w, 0.0
-        heads.bias[0::2], heads.bias[1::2] = mu, inverse_positive(torch.tensor(sigma))
-    return model.requires_grad_(False)
-
-
-def exact_log_p(x):
-    """log p of the observed cells of each row."""
-    rows = []
-    for row in x:
-        seen = ~row.isnan()
-        rows.append(MultivariateNormal(MU[seen], COVARIANCE[seen][:, seen]).log_prob(row[seen]) if seen.any() else torch.tensor(0.0))
-    return torch.stack(rows)
-
-
-def exact_posterior(row):
-    seen = ~row.isnan()
-    precision = torch.eye(L) + W[seen].T @ W[seen] / SIGMA**2
-    mean = torch.linalg.solve(precision, W[seen].T @ (row[seen] - MU[seen]) / SIGMA**2)
-    return MultivariateNormal(mean, precision_matrix=precision)
 
 
 def kl(m, s):

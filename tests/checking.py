@@ -7,23 +7,32 @@ A check costs ten to a hundred times the call of a small function. In each test 
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
+from inspect import isfunction
 
 from beartype import BeartypeConf, beartype
 
 FIRST = 16
 calls: Counter[Callable] = Counter()  # of each function in this test
 
-_typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
-def checked(function):
-    """The function; its arguments are checked in some of its calls."""
-    always = _typed(function)
+def sparing(decorate):
+    """A decorator that checks every call, as one that checks some: what it makes of classes is left as it is."""
 
-    @wraps(function)
-    def sometimes(*args, **kwargs):
-        calls[function] += 1
-        n = calls[function]
-        return (always if n <= FIRST or n & (n - 1) == 0 else function)(*args, **kwargs)
+    def decorator(function=None, **options):
+        if function is None:
+            return lambda f: decorator(f, **options)
+        always = decorate(function, **options)
+        if not isfunction(function):
+            return always
 
-    return sometimes
+        @wraps(function)
+        def sometimes(*args, **kwargs):
+            calls[function] += 1
+            n = calls[function]
+            return (always if n <= FIRST or n & (n - 1) == 0 else function)(*args, **kwargs)
+
+        return sometimes
+
+    return decorator

@@ -6,8 +6,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import checking
+import jaxtyping
 import pytest
 import torch
+
+jaxtyping.jaxtyped = checking.sparing(jaxtyping.jaxtyped)  # what the import hook decorates every function with
 
 
 @pytest.fixture(autouse=True)

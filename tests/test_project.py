@@ -92,7 +92,7 @@ def test_a_wrong_shape_is_found():
 
 
 def test_types_are_checked_in_the_first_calls_and_now_and_then_after_them():
-    @checking.checked
+    @checking.sparing(checking.checked)
     def takes(x: int) -> None: ...
 
     def is_refused() -> bool:

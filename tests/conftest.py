@@ -5,14 +5,19 @@ import os
 # Workers and the processes that tests start share two cores: a thread each is quickest. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import checking
+import jaxtyping
 import pytest
 import torch
+
+jaxtyping.jaxtyped = checking.sparing(jaxtyping.jaxtyped)  # what the import hook decorates every function with
 
 
 @pytest.fixture(autouse=True)
 def float64_seeded():
     before = torch.get_default_dtype(), torch.distributions.Distribution._validate_args, torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    checking.calls.clear()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

@@ -46,6 +46,12 @@ FOR_TABLES = {name for name, line in families().items() if not line.config.image
 BASELINES = [name for name, line in families().items() if line.baseline]
 
 
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    """What is said of samples is said of 300 as of 1000, and how they are told apart costs the square of their number."""
+    monkeypatch.setattr("pofx.comparison.trial.SAMPLES", 300)
+
+
 class Normal(Model):
     """N(shift, 1) of every variable alone; with what a double has special about hidden cells."""
 

@@ -71,13 +71,23 @@ def images(n: int = 400) -> torch.Tensor:
     return (4 * (-distance).exp() + 0.3 * torch.randn(n, 9, generator=g)).round().clamp(0, 4)
 
 
+# What a check proves, it proves of small nets after two epochs; test_deepest asks the families as they come.
+QUICK = {
+    "max_epochs": 2,
+    "units": 8,
+    "width": 16,
+    "widths": (32,),
+    "draws": 8,
+    "components": 4,
+    "restarts": 1,
+    "autoencoder": "vae:draws=8",
+}
 DATA = {"reals": (Domain.real(2), reals), "table": (TABLE, table), "images": (IMAGES, images)}
 
 
 def learned(name: str, domain: Domain, x: torch.Tensor, context: Domain | None = None, c: torch.Tensor | None = None) -> Model:
-    config = family(name).configure({})
-    if "max_epochs" in type(config).model_fields:
-        config = family(name).configure({"max_epochs": 5})
+    known = family(name).config.model_fields
+    config = family(name).configure({option: value for option, value in QUICK.items() if option in known})
     model = assemble(config, domain, x, prepare(domain, x, config.takes), context, c)
     held = (None, None) if c is None else (c[50:], c[:50])
     run(model, x[50:], held[0], config=config, holdout=x[:50], holdout_c=held[1])

@@ -202,7 +202,7 @@ def test_writing_is_atomic_and_minds_the_umask(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(tmp_path):
-    """20 kills of a real process, at moments spread over its run of about a second; several may hit one run.
+    """20 kills of a real process, at moments spread over its run of about half a second; several may hit one run.
 
     The run that is never killed is a process of the same server: other processes may compute with other numbers of threads.
     """
@@ -214,7 +214,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
         while kills < 20:
             runs, status = runs + 1, None
             while status != 0:
-                status = attempt(server, tmp_path / f"run{runs}", tmp_path / f"out{runs}", moments.uniform(0.0, 1.0))
+                status = attempt(server, tmp_path / f"run{runs}", tmp_path / f"out{runs}", moments.uniform(0.0, 0.5))
                 assert status in (0, -signal.SIGKILL)
                 kills += status != 0
             assert same(load_file(tmp_path / f"out{runs}"), whole)
@@ -240,7 +240,7 @@ def serve():
         checkpoint, out = line.split()
         process = os.fork()
         if process == 0:
-            save_file(learn(checkpoint, pace=0.02)[0], out)
+            save_file(learn(checkpoint, pace=0.01)[0], out)
             os._exit(0)
         print(process, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)

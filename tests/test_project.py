@@ -7,10 +7,15 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import checking
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
 
 import pofx
 from pofx.cli.families import proofs, table
+from pofx.objectives.elbo import iwae
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "pandas", "matplotlib", "scipy", "sklearn")
@@ -79,3 +84,24 @@ def test_the_readme_has_two_set_up_commands():
         assert block[0] == "```sh"
         assert block[-1] == "```"
         assert len(block) == 3
+
+
+def test_a_wrong_shape_is_found():
+    with pytest.raises(TypeCheckError, match="log_w"):
+        iwae(torch.zeros(3))
+
+
+def test_types_are_checked_in_the_first_calls_and_now_and_then_after_them():
+    @checking.sparing(checking.checked)
+    def takes(x: int) -> None: ...
+
+    def is_refused() -> bool:
+        try:
+            takes("one")
+        except BeartypeCallHintParamViolation:
+            return True
+        return False
+
+    assert [n for n in range(1, 70) if is_refused()] == [*range(1, checking.FIRST + 1), 32, 64]
+    checking.calls.clear()  # as before every test
+    assert is_refused()

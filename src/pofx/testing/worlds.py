@@ -18,7 +18,7 @@ from pofx.models.composed import assemble
 
 Pair = tuple[Tensor, Tensor]  # values and their standard errors
 
-_EPOCHS = 40  # of a family learned by gradients: enough for variables to depend on one another
+_EPOCHS = 20  # of a family learned by gradients: enough for variables to depend on one another
 _ROWS, _HELD_OUT = 400, 60
 
 
@@ -58,7 +58,7 @@ class World:
         return torch.tensor(list(product(*each)), dtype=torch.float64)
 
     def learned(self, config: FamilyConfig) -> Model:
-        """The family, learned from 340 rows, for 40 epochs where it learns by gradients."""
+        """The family, learned from 340 rows, for 20 epochs where it learns by gradients."""
         x = self.draw(_ROWS)
         if "max_epochs" in type(config).model_fields:
             config = config.model_copy(update={"max_epochs": _EPOCHS})

@@ -94,7 +94,7 @@ class M2(Model):
 
     rows_a_label: Tensor  # N / N_y
 
-    def __init__(self, inner: VAE, classifier: Classifier, domain: Domain, label: int, *, alpha: float = 0.1) -> None:
+    def __init__(self, inner: VAE, classifier: Classifier, domain: Domain, label: int, *, alpha: float = 1.0) -> None:
         super().__init__(domain)
         classes = 0 if inner.context is None else len(inner.context)
         self.inner, self.classifier, self.label, self.alpha = inner, classifier, label, alpha
@@ -288,7 +288,7 @@ class M2Config(GradientConfig):
     }
 
     label: str | None = Field(None, description="the column of levels that is y, empty where not known; None: the last one of levels")
-    alpha: float = Field(0.1, ge=0, le=1e6, description="weight of -log q(y | x), times training rows over those that show y")
+    alpha: float = Field(1.0, ge=0, le=1e6, description="weight of -log q(y | x), times training rows over those that show y")
     latents: int | None = Field(None, ge=1, le=2**14, description="width of z; None: 2 sqrt(D)")
     widths: Widths = Field((256, 256), description="hidden widths of encoder and classifier; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob of each class, and, over all classes, of an imputation")
@@ -308,7 +308,7 @@ class M2Config(GradientConfig):
         label = self._place(domain)
         classes = (*(len(v.levels) for v in domain.variables), 1)[label]
         rest = domain.select([d for d in range(len(domain)) if d != label])
-        inner = VAEConfig(latents=self.latents, widths=self.widths, draws=self.draws, dropout=self.dropout)
+        inner = VAEConfig(latents=self.latents, widths=self.widths, draws=self.draws, dropout=self.dropout, gates=True)
         classifier = Classifier(rest, classes, widths=self.widths, dropout=self.dropout)
         return M2(inner._build(rest, Domain.real(classes)), classifier, domain, label, alpha=self.alpha)
 

@@ -313,6 +313,7 @@ class VAEConfig(ObjectiveConfig):
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
+    gates: bool = Field(False, description="whether conditions scale what z does in the decoder, or only shift it")
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
@@ -329,7 +330,8 @@ class VAEConfig(ObjectiveConfig):
         width = 0 if context is None else len(context)
         columns = Columns([default_law(v) for v in domain.variables])
         widths = self.widths[::-1]
-        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts)
+        gated = self.gates and context is not None
+        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts, gated=gated)
         links = [Link(sum(sizes[level + 1 :]), size, widths, self.dropout) for level, size in enumerate(sizes[:-1])]
         encoder = Encoder(domain, laws, context=width, widths=self.widths, dropout=self.dropout, path=self.path)
         generative = Generative(self._prior(sizes[-1], encoder), decoder, links)

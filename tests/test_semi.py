@@ -90,6 +90,15 @@ def test_labels_teach_the_classifier_by_the_share_of_rows_that_show_them():
     assert taught[~known].abs().max() == 0
 
 
+def test_each_class_scales_z_by_itself():
+    """An affine map of (z, y) would give all classes one slope."""
+    model = untrained()
+    z = torch.tensor([[1.0, -0.5]])
+    h = [model.inner.generative.decoder.trunk[0](torch.cat((s * z, k[None]), 1)) for k in torch.eye(3) for s in (0.0, 1.0)]
+    slopes = torch.cat(h[1::2]) - torch.cat(h[::2])
+    assert (slopes - slopes[0])[1:].abs().amax(1).min() > 1e-2
+
+
 # -- y is not ------------------------------------------------------------------------------------------------------------
 
 

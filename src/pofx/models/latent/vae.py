@@ -324,14 +324,15 @@ class VAEConfig(ObjectiveConfig):
         if self.path is not Path.TOP_DOWN and not self.higher_latents:
             raise OptionError(f"path={self.path.value!r} orders several levels: give higher_latents, the widths of those above z")
         self._refuse_parts_that_do_not_fit()
+        if self.gates and context is None:
+            raise OptionError("gates=True scales what z does by conditions: give given, the columns that are")
         *lower, top = (self.latents or max(2, round(2 * len(domain) ** 0.5)), *self.higher_latents)
         laws = [*map(self._law, lower), self._top_law(top)]
         sizes = [law.latents for law in laws]
         width = 0 if context is None else len(context)
         columns = Columns([default_law(v) for v in domain.variables])
         widths = self.widths[::-1]
-        gated = self.gates and context is not None
-        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts, gated=gated)
+        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts, gated=self.gates)
         links = [Link(sum(sizes[level + 1 :]), size, widths, self.dropout) for level, size in enumerate(sizes[:-1])]
         encoder = Encoder(domain, laws, context=width, widths=self.widths, dropout=self.dropout, path=self.path)
         generative = Generative(self._prior(sizes[-1], encoder), decoder, links)

@@ -309,3 +309,16 @@ def test_conditions_reach_every_draw():
     torch.nn.init.normal_(decoder.heads.weight)
     z, c = torch.randn(4, 5, 2), torch.randn(5, 3)
     torch.testing.assert_close(decoder(z, c)[2, 1], decoder(z[2, 1], c[1]))
+
+
+def test_a_gated_decoder_gives_each_class_a_spread_of_its_own():
+    """(1 + G c) * W z + U c + b, class by class; as without gates while G is zero."""
+    decoder = Decoder(2, MIXED, context=3, widths=(6,), gated=True)
+    gate, (z, c) = decoder.trunk[0], (torch.randn(5, 2), torch.eye(3)[[0, 1, 2, 1, 0]])
+    v = torch.cat((z, c), 1)
+    torch.testing.assert_close(gate(v), v @ gate.weight.T + gate.bias)
+    torch.nn.init.normal_(gate.gain)
+    for k in range(3):
+        jacobian = torch.func.jacrev(gate)(torch.cat((z[0], torch.eye(3)[k])))[:, :2]
+        torch.testing.assert_close(jacobian, (1 + gate.gain[:, k, None]) * gate.weight[:, :2])
+        torch.testing.assert_close(gate(torch.cat((torch.zeros(2), torch.eye(3)[k]))), gate.weight[:, 2 + k] + gate.bias)

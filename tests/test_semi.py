@@ -76,18 +76,39 @@ def test_with_y_shown_m2_is_p_of_y_times_the_conditional_vae():
     torch.testing.assert_close(-model.loss(x, generator=generator()), bound + log_p_y)
 
 
-def test_labels_teach_the_classifier_by_the_share_of_rows_that_show_them():
-    x = rows(200, shown=0.2)
-    model = untrained(alpha=0.3)
+def taught(model, x, **options):
+    """What labels add to the loss of each row, and log q(y | x) of the rows that show y."""
     model.initialise(x)
     model.logits.normal_(generator=generator(5))
     model.classifier.net.last.weight.normal_(generator=generator(6))
     known = ~x[:, LABEL].isnan()
     log_q = model.classifier(x[:, REST])[known, x[known, LABEL].long()]
-    judged = model.loss(x, generator=generator())
-    taught = model.train().loss(x, generator=generator()) - judged
-    torch.testing.assert_close(taught[known], -0.3 * 200 / known.sum() * log_q)
-    assert taught[~known].abs().max() == 0
+    judged = model.eval().loss(x, generator=generator(), **options)
+    return model.train().loss(x, generator=generator(), **options) - judged, log_q
+
+
+def test_labels_teach_the_classifier_at_every_row_whether_it_shows_them_or_not():
+    added, log_q = taught(untrained(alpha=0.3), rows(200, shown=0.2))
+    torch.testing.assert_close(added, (-0.3 * log_q.mean()).expand(200))
+
+
+def test_some_labels_at_a_time_teach_what_all_do(monkeypatch):
+    model, x = untrained(alpha=0.3), rows(200, shown=0.2)
+    _, log_q = taught(model, x)
+    monkeypatch.setattr("pofx.models.latent.semi.TAUGHT", 5)
+    source = generator()
+    each = torch.stack([model._labels(source) for _ in range(2000)])
+    assert each.std() > 0
+    assert abs(each.mean() - log_q.mean()) < 5.5 * each.std() / math.sqrt(len(each))
+
+
+def test_each_class_scales_z_by_itself():
+    """An affine map of (z, y) would give all classes one slope."""
+    model = untrained()
+    z = torch.tensor([[1.0, -0.5]])
+    h = [model.inner.generative.decoder.trunk[0](torch.cat((s * z, k[None]), 1)) for k in torch.eye(3) for s in (0.0, 1.0)]
+    slopes = torch.cat(h[1::2]) - torch.cat(h[::2])
+    assert (slopes - slopes[0])[1:].abs().amax(1).min() > 1e-2
 
 
 # -- y is not ------------------------------------------------------------------------------------------------------------

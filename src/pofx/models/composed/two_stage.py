@@ -1,7 +1,7 @@
 """Two stages: an autoencoder, then any family of the registry, learned on its codes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import BeforeValidator, Field, field_validator
@@ -31,11 +31,12 @@ class TwoStage(Model, Staged):
 
     The second stage learns from the codes that the first climbed on: draws of q(z | x), drawn anew at every step of a gradient, for
     the bound depends on the prior through E_q[log p(z)] alone, which a law of their means does not climb; of an autoencoder, which
-    knows no draws, the means. They are standardised on the way.
+    knows no draws, the means. They are standardised on the way. With `means` they are the means whatever was climbed on:
+    the law of them is not the best prior, though any gives a bound, but classes stand further apart where draws blur them.
 
     log_prob is the importance-weighted bound with the new p(z, v), where that has an exact density or a bound, else refused. q(z | x)
     is as it was. Imputations weigh draws of q by p(x | z) p(z, v) / q(z | x). `classify` of a variable beside is the mean
-    of p(v | z) over draws of q(z | x).
+    of p(v | z) over draws of q(z | x), or p(v | z) at the mean.
 
     Costs: those of a VAE, and `draws` densities of p(z, v) a row of log_prob.
 
@@ -48,16 +49,24 @@ class TwoStage(Model, Staged):
         domain: what x and v are.
         beside: where v stands.
         learning: the options by which each stage learns.
+        means: whether the second stage learns from means of q(z | x).
     """
 
     centre: Tensor
     spread: Tensor
 
     def __init__(
-        self, vae: VAE, prior: Model, domain: Domain, beside: Sequence[int] = (), *, learning: tuple[FamilyConfig, FamilyConfig]
+        self,
+        vae: VAE,
+        prior: Model,
+        domain: Domain,
+        beside: Sequence[int] = (),
+        *,
+        learning: tuple[FamilyConfig, FamilyConfig],
+        means: bool = False,
     ) -> None:
         super().__init__(domain)
-        self.vae, self.prior, self.beside, self.learning = vae, prior, list(beside), learning
+        self.vae, self.prior, self.beside, self.learning, self.means = vae, prior, list(beside), learning, means
         self.within = [d for d in range(len(domain)) if d not in self.beside]
         latents = len(prior.domain) - len(self.beside)
         self.density = Kind.BOUND if prior.density in (Kind.EXACT, Kind.BOUND) else Kind.NONE
@@ -95,10 +104,12 @@ class TwoStage(Model, Staged):
 
     @torch.no_grad()
     def _codes(self, x: X, generator: Generator) -> Tensor:
-        """What the first stage climbed on, for one draw of each row."""
+        """What the first stage climbed on, for one draw of each row; or the means of q(z | x)."""
         return torch.cat([self._code(self.vae._inputs(rows[:, self.within], None)[0], generator) for rows in x.split(self.rows_at_once)])
 
     def _code(self, x: Tensor, generator: Generator) -> Tensor:
+        if self.means:
+            return beside(self.vae.inference.mean(self.vae.generative, x, None))
         terms = self.vae.objective.table(self.vae.generative, self.vae.inference, x, None, 1, generator=generator)
         return beside(terms.latents)[0]
 
@@ -173,11 +184,11 @@ class TwoStage(Model, Staged):
 
     @labelled(Kind.ESTIMATE)
     def _classify(self, x: X, d: int, generator: Generator) -> Tensor:
-        """E_q(z | x)[p(v_d | z, the rest of v)]; of a variable that the autoencoder sees, by the bounds."""
+        """E_q(z | x)[p(v_d | z, the rest of v)], or that at the mean; of a variable that the autoencoder sees, by the bounds."""
         if d not in self.beside:
             return super()._classify(x, d, generator)
         at = len(self.centre) + self.beside.index(d)
-        each = [self.prior.classify(self.coded(x, generator), at, generator=generator) for _ in range(CLASSIFYING)]
+        each = [self.prior.classify(self.coded(x, generator), at, generator=generator) for _ in range(1 if self.means else CLASSIFYING)]
         return torch.stack(each).mean(0)
 
     @labelled(Kind.ESTIMATE)
@@ -281,6 +292,9 @@ class LatentConfig(FamilyConfig):
 
     autoencoder: str = Field("vae", description="the first stage, vae with its options, such as vae:latents=8:objective=autoencoder")
     prior: str = Field("gmm", description="the second: any family of real columns, such as realnvp or gmm:components=8")
+    codes: Literal["draws", "means"] = Field(
+        "draws", description="what the second stage learns from: draws of q(z | x), for the best bound, or its means, for classes"
+    )
     beside: Names = Field((), description="columns that stand beside the codes in the second stage; with prior=m2 the label: M1+M2")
     max_epochs: int | None = Field(None, ge=1, description="of each stage that learns by gradients; None: its own")
 
@@ -292,9 +306,9 @@ class LatentConfig(FamilyConfig):
         if not within:
             raise OptionError("every column stands beside the codes: nothing is left to encode")
         vae = cast("VAE", first.build(domain.select(within)))
-        codes = [Variable(f"code {k + 1}", VariableKind.REAL) for k in range(sum(vae.generative.sizes))]
-        law = self._law(second, codes, [domain.variables[d] for d in beside])
-        return TwoStage(vae, law, domain, beside, learning=(first, second))
+        columns = [Variable(f"code {k + 1}", VariableKind.REAL) for k in range(sum(vae.generative.sizes))]
+        law = self._law(second, columns, [domain.variables[d] for d in beside])
+        return TwoStage(vae, law, domain, beside, learning=(first, second), means=self.codes == "means")
 
     def _law(self, config: FamilyConfig, codes: list[Variable], beside: Sequence[Variable]) -> Model:
         """The untrained p(z, v).

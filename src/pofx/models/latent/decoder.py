@@ -172,6 +172,7 @@ class Decoder(Decoding):
         widths: hidden widths; () makes the parameters affine in z.
         dropout: share of hidden units dropped while training.
         tilts: see `Heads`.
+        gated: whether the conditions scale what z gives to the first hidden units, see `Gated`, or only shift them.
     """
 
     def __init__(
@@ -183,11 +184,14 @@ class Decoder(Decoding):
         widths: tuple[int, ...] = (256, 256),
         dropout: float = 0.0,
         tilts: int = 4,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         inputs = latents + context
         layers = [*MLP(inputs, widths[-1], widths[:-1], zero_last=False, dropout=dropout), *activation(dropout)] if widths else []
         self.trunk = nn.Sequential(*layers)
+        if gated and widths:
+            self.trunk[0] = Gated(latents, context, widths[0])
         self.heads: Heads = Heads(columns, widths[-1] if widths else inputs, tilts)
 
     @property
@@ -208,6 +212,32 @@ class Decoder(Decoding):
         nn.Module.__init__(part)
         part.trunk, part.heads = self.trunk, self.heads.marginal(keep)
         return part
+
+
+class Gated(nn.Linear):
+    """h(z, c) = (1 + G c) * W z + U c + b, * unit by unit, of z and c side by side: c scales what z does as well as shifting it.
+
+    With c one-hot every class has its own spread of x around its own mean; an affine map of (z, c) gives all classes one spread.
+    G starts at zero, where the two are the same.
+
+    Source: Perez et al., "FiLM: visual reasoning with a general conditioning layer", AAAI 2018, arXiv:1709.07871, Eq. 2.
+
+    Args:
+        latents: width of z.
+        context: width of c.
+        outputs: width of h.
+    """
+
+    def __init__(self, latents: int, context: int, outputs: int) -> None:
+        super().__init__(latents + context, outputs)
+        self.latents = latents
+        self.gain = nn.Parameter(torch.zeros(outputs, context))
+
+    def forward(self, v: Tensor) -> Tensor:
+        """(*batch, latents + context) -> (*batch, outputs)."""
+        z, c = v[..., : self.latents], v[..., self.latents :]
+        w_z = functional.linear(z, self.weight[:, : self.latents])
+        return torch.addcmul(functional.linear(c, self.weight[:, self.latents :], self.bias) + w_z, functional.linear(c, self.gain), w_z)
 
 
 def activation(dropout: float) -> list[nn.Module]:

@@ -26,6 +26,8 @@ from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 LogClasses = Float[Tensor, "N K"]
 Bound = Callable[[Tensor, Tensor], Tensor]  # of pairs (row, class)
 
+TAUGHT = 128  # rows that show y, of each step
+
 
 class Classifier(nn.Module):
     """q(y | x) of K classes: one network that sees x standardised, and which cells it lacks.
@@ -61,11 +63,14 @@ class Classifier(nn.Module):
 class M2(Model):
     """p(x, y) = p(y) p(x | y), p(x | y) = integral of p(x | z, y) p(z) dz: y is a column of the table, NaN where it is not known.
 
-        row with y       climbs  log p(y) + ELBO(x | y) + alpha (N / N_y) log q(y | x)
+        row with y       climbs  log p(y) + ELBO(x | y)
         row without y    climbs  sum_y q(y | x) (log p(y) + ELBO(x | y) - log q(y | x))
+        every row        climbs  alpha mean log q(y | x) over the training rows that show y
 
-    The sum over y is taken in full, all classes in one pass of the networks. N_y of N training rows show y. Held-out rows are judged by
-    the same without alpha: a true bound on log p of what they show. p(y) is learned, from the frequencies of the rows that show it on.
+    The sum over y is taken in full, all classes in one pass of the networks. The last line is what labels teach the classifier: in all,
+    alpha N / N_y times log q(y | x) of each of N_y rows, as in the source; but every step takes 128 of those rows at most, whatever
+    its batch shows, so that few labels are no rare and huge steps. Held-out rows are judged by the first two: a true bound on log p
+    of what they show. p(y) is learned, from the frequencies of the rows that show it on.
 
     log_prob is log p(y) plus the importance-weighted bound of the inner model, or the log of its sum over classes. What is
     missing in x is integrated out as the inner model does it; p(y | x), imputations and conditionals weigh classes and draws of z by
@@ -92,16 +97,16 @@ class M2(Model):
     missing = Kind.BOUND
     rows_at_once = 512  # each of which may be as many pairs as there are classes
 
-    rows_a_label: Tensor  # N / N_y
+    taught: Tensor  # the training rows that show y
 
-    def __init__(self, inner: VAE, classifier: Classifier, domain: Domain, label: int, *, alpha: float = 0.1) -> None:
+    def __init__(self, inner: VAE, classifier: Classifier, domain: Domain, label: int, *, alpha: float = 1.0) -> None:
         super().__init__(domain)
         classes = 0 if inner.context is None else len(inner.context)
         self.inner, self.classifier, self.label, self.alpha = inner, classifier, label, alpha
         self.rest = [d for d in range(len(domain)) if d != label]
         self.logits = nn.Parameter(torch.zeros(classes))
         self.columns = Columns([Categorical(classes) if d == label else default_law(v) for d, v in enumerate(domain.variables)])
-        self.register_buffer("rows_a_label", torch.ones(()), persistent=False)
+        self.register_buffer("taught", torch.zeros(0, len(domain)), persistent=False)
 
     @property
     def one_hot(self) -> Float[Tensor, "K K"]:
@@ -119,7 +124,7 @@ class M2(Model):
         with torch.no_grad():
             counts = torch.bincount(known.long(), minlength=len(self.logits)) + 1
             self.logits.copy_(counts.to(self.logits).log())
-            self.rows_a_label.fill_(len(x) / max(1, len(known)))
+        self.taught = x[~y.isnan()].to(self.logits.dtype)
         self.classifier.features.fit(rest.to(self.logits))
         self.inner.initialise(rest)
 
@@ -133,8 +138,15 @@ class M2(Model):
         # A class that a row rules out has no bound, and weight 0.
         bound = (w * bounds.where(bounds.isfinite(), 0.0)).sum(-1)
         entropy = torch.where(known, 0.0, -(log_q.exp() * log_q).sum(-1))
-        taught = self.alpha * self.rows_a_label * torch.where(known, (w * log_q).sum(-1), 0.0) if self.training else 0.0
-        return -(bound + entropy + taught)
+        return -(bound + entropy + (self.alpha * self._labels(generator) if self.training else 0.0))
+
+    def _labels(self, generator: Generator) -> Tensor:
+        """Mean log q(y | x) of rows that show y, ()."""
+        if not len(self.taught):
+            return self.logits.new_zeros(())
+        some = torch.randperm(len(self.taught), generator=generator, device=self.taught.device)[:TAUGHT]
+        rest, y = self._parts(self.taught[some])
+        return self.classifier(rest).gather(1, y.long()[:, None]).mean()
 
     # -- density -----------------------------------------------------------------------------------
 
@@ -288,7 +300,7 @@ class M2Config(GradientConfig):
     }
 
     label: str | None = Field(None, description="the column of levels that is y, empty where not known; None: the last one of levels")
-    alpha: float = Field(0.1, ge=0, le=1e6, description="weight of -log q(y | x), times training rows over those that show y")
+    alpha: float = Field(1.0, ge=0, le=1e6, description="weight of -log q(y | x), of the rows that show y in the mean")
     latents: int | None = Field(None, ge=1, le=2**14, description="width of z; None: 2 sqrt(D)")
     widths: Widths = Field((256, 256), description="hidden widths of encoder and classifier; the decoder's are the same, reversed")
     draws: int = Field(128, ge=1, description="draws of q behind a log_prob of each class, and, over all classes, of an imputation")
@@ -308,7 +320,7 @@ class M2Config(GradientConfig):
         label = self._place(domain)
         classes = (*(len(v.levels) for v in domain.variables), 1)[label]
         rest = domain.select([d for d in range(len(domain)) if d != label])
-        inner = VAEConfig(latents=self.latents, widths=self.widths, draws=self.draws, dropout=self.dropout)
+        inner = VAEConfig(latents=self.latents, widths=self.widths, draws=self.draws, dropout=self.dropout, gates=True)
         classifier = Classifier(rest, classes, widths=self.widths, dropout=self.dropout)
         return M2(inner._build(rest, Domain.real(classes)), classifier, domain, label, alpha=self.alpha)
 

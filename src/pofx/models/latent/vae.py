@@ -323,6 +323,7 @@ class VAEConfig(ObjectiveConfig):
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
     tilts: int = Field(4, ge=0, description="cosines that tilt a count's probabilities; 0: a free logit for every value")
+    gates: bool = Field(False, description="whether conditions scale what z does in the decoder, or only shift it")
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(64, ge=1)
     patience: int = Field(50, ge=1, description="epochs without a better held-out loss before stopping")
@@ -343,13 +344,15 @@ class VAEConfig(ObjectiveConfig):
         if self.path is not Path.TOP_DOWN and not self.higher_latents:
             raise OptionError(f"path={self.path.value!r} orders several levels: give higher_latents, the widths of those above z")
         self._refuse_parts_that_do_not_fit()
+        if self.gates and context is None:
+            raise OptionError("gates=True scales what z does by conditions: give given, the columns that are")
         *lower, top = (self.latents or max(2, round(2 * len(domain) ** 0.5)), *self.higher_latents)
         laws = [*map(self._law, lower), self._top_law(top)]
         sizes = [law.latents for law in laws]
         width = 0 if context is None else len(context)
         columns = Columns([default_law(v) for v in domain.variables])
         widths = self.widths[::-1]
-        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts)
+        decoder = Decoder(sum(sizes), columns, context=width, widths=widths, dropout=self.dropout, tilts=self.tilts, gated=self.gates)
         links = [Link(sum(sizes[level + 1 :]), size, widths, self.dropout) for level, size in enumerate(sizes[:-1])]
         inference = self._inference(domain, laws, width)
         generative = Generative(self._prior(sizes[-1], inference), decoder, links)

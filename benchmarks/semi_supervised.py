@@ -33,14 +33,13 @@ DIGIT = Variable("digit", "categorical", levels=tuple(range(10)))
 SETTINGS = {
     ("digits", "m1m2"): {
         "autoencoder": "vae:latents=16:widths=[]:dropout=0:beta=0.3:max_epochs=60:learning_rate=0.005",
-        "codes": "means",
-        "prior": "m2:alpha=3:latents=8:widths=[48]:dropout=0:draws=4:max_epochs=150:batch_size=128:learning_rate=0.005",
+        "prior": "m2:alpha=3:latents=8:widths=[48]:dropout=0:draws=4:max_epochs=300:patience=100:batch_size=128:learning_rate=0.005",
     },
     ("digits", "m2"): {"latents": 4, "max_epochs": 120, "batch_size": 128},
     ("mnist", "m1m2"): {
-        "autoencoder": "vae:latents=16:widths=[400,400]:dropout=0:beta=0.3:batch_size=128:max_epochs=15",
+        "autoencoder": "vae:latents=16:widths=[400,400]:dropout=0:beta=0.3:batch_size=128:max_epochs=30",
         "codes": "means",
-        "prior": "m2:latents=8:widths=[128]:dropout=0:draws=4:batch_size=250:max_epochs=60:learning_rate=0.005",
+        "prior": "m2:latents=8:widths=[128]:dropout=0:draws=4:batch_size=250:max_epochs=180:learning_rate=0.005",
     },
     ("mnist", "m2"): {"latents": 50, "batch_size": 256, "max_epochs": 20},
 }

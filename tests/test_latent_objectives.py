@@ -342,12 +342,14 @@ def test_held_out_rows_are_judged_by_the_bound_whatever_surrogate_is_learned_by(
     assert type(record).from_json(record.to_json()) == record
 
 
-def test_the_run_says_how_far_it_is():
+def test_the_run_says_how_far_it_is_and_of_which_rows_a_step_is():
     config = VAEConfig(objective="elbo", beta_warmup=0.5, latents=2, widths=(8,), batch_size=10, max_epochs=4)
     model, heard = config.build(Domain.real(D)), []
-    hear, model.passed = model.passed, lambda done: (heard.append(done), hear(done))
+    hear, model.passed = model.passed, lambda done, at: (heard.append((done, at)), hear(done, at))
     run(model, rows(50), config=config, seed=1)
-    assert heard == [step / 20 for step in range(20)]
+    assert [done for done, _ in heard] == [step / 20 for step in range(20)]
+    for first in range(0, 20, 5):
+        assert torch.cat([at for _, at in heard[first : first + 5]]).sort().values.tolist() == list(range(50))
 
 
 def test_patience_counts_from_the_end_of_the_warm_up():

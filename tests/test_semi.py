@@ -76,15 +76,15 @@ def test_with_y_shown_m2_is_p_of_y_times_the_conditional_vae():
     torch.testing.assert_close(-model.loss(x, generator=generator()), bound + log_p_y)
 
 
-def taught(model, x, **options):
+def taught(model, x):
     """What labels add to the loss of each row, and log q(y | x) of the rows that show y."""
     model.initialise(x)
     model.logits.normal_(generator=generator(5))
     model.classifier.net.last.weight.normal_(generator=generator(6))
     known = ~x[:, LABEL].isnan()
     log_q = model.classifier(x[:, REST])[known, x[known, LABEL].long()]
-    judged = model.eval().loss(x, generator=generator(), **options)
-    return model.train().loss(x, generator=generator(), **options) - judged, log_q
+    judged = model.eval().loss(x, generator=generator())
+    return model.train().loss(x, generator=generator()) - judged, log_q
 
 
 def test_labels_teach_the_classifier_at_every_row_whether_it_shows_them_or_not():

@@ -414,6 +414,11 @@ def test_a_strangers_state_is_refused():
         VAEConfig(widths=(9,)).build(EVERY_KIND).load_tensors(tensors)
 
 
+def test_gates_without_conditions_are_refused():
+    with pytest.raises(PofxError, match="gates=True scales what z does by conditions: give given, the columns that are"):
+        VAEConfig(gates=True).build(Domain.real(2))
+
+
 @pytest.mark.parametrize("option", [{"latents": 0}, {"draws": 0}, {"dropout": 1.0}, {"objective": "best"}, {"widths": (0,)}, {"tilts": -1}])
 def test_options_out_of_range_are_refused(option):
     from pofx.models.registry import family

@@ -343,9 +343,9 @@ class VAEConfig(ObjectiveConfig):
         """The untrained model."""
         if self.path is not Path.TOP_DOWN and not self.higher_latents:
             raise OptionError(f"path={self.path.value!r} orders several levels: give higher_latents, the widths of those above z")
-        self._refuse_parts_that_do_not_fit()
         if self.gates and context is None:
             raise OptionError("gates=True scales what z does by conditions: give given, the columns that are")
+        self._refuse_parts_that_do_not_fit()
         *lower, top = (self.latents or max(2, round(2 * len(domain) ** 0.5)), *self.higher_latents)
         laws = [*map(self._law, lower), self._top_law(top)]
         sizes = [law.latents for law in laws]

@@ -89,16 +89,13 @@ def run(
         TrainingError: a loss or weight is no longer finite; the sentence says at which step, and which weights the model has.
     """
     _check_rows(x, c, holdout, holdout_c)
-    _check_options(budget, precision)
+    _check_options(config, budget, precision, compile)
+    check_weighable(config, weights)
     if isinstance(model, Staged):
-        check_weighable(config, weights)
         one = partial(run, x=x, c=c, holdout=holdout, holdout_c=holdout_c, seed=seed, device=device, checkpoint_every=checkpoint_every)
         every = partial(one, progress=progress, tracker=tracker, precision=precision, compile=compile)
         model.to(choose_device(device))
         return in_stages(model, config, every, budget, checkpoint)
-    if compile and isinstance(config, GradientConfig) and not config.compiles:
-        raise OptionError(f"{name_of(config)} with these options learns by a gradient that torch.compile gets wrong: leave compile out")
-    check_weighable(config, weights)
     for w, rows in ((weights, x), (holdout_weights, holdout)):
         check_weights(w, 0 if rows is None else len(rows))
     where = choose_device(device)
@@ -113,9 +110,14 @@ def run(
             watch = Watch(ranks, interrupted, bar, budget=budget, checkpoint=saver, tracker=tracker)
             learner = _Learner(train, held, seed, compile, partial(_lowered, precision, where))
             config, outcome = learner.learn(watch, model, config)
+    return _record(config, outcome, watch.seconds, seed, where, _diagnosis(model, held or train, seed))
+
+
+def _record(config: FamilyConfig, outcome: Outcome, seconds: float, seed: int, where: torch.device, diagnosis: dict[str, Any]) -> Record:
+    """What is kept of a run."""
     surrogate = isinstance(config, GradientConfig) and config.surrogate
-    options, found = config.model_dump(mode="json"), _diagnosis(model, held or train, seed)
-    return Record(name_of(config), options, *outcome, watch.seconds, seed, str(where), surrogate=surrogate, diagnosis=found)
+    options = config.model_dump(mode="json")
+    return Record(name_of(config), options, *outcome, seconds, seed, str(where), surrogate=surrogate, diagnosis=diagnosis)
 
 
 def _diagnosis(model: Model, rows: Rows, seed: int) -> dict[str, Any]:
@@ -196,11 +198,13 @@ def check_weighable(config: FamilyConfig, weights: Tensor | None) -> None:
         raise Unavailable("learning from weighted rows", name_of(config), why, families=able, instead="resample the rows by weight")
 
 
-def _check_options(budget: float | None, precision: str) -> None:
+def _check_options(config: FamilyConfig, budget: float | None, precision: str, compiled: bool) -> None:
     if budget is not None and not budget > 0:
         raise OptionError(f"a budget is a positive number of seconds, got {budget}")
     if precision not in PRECISIONS:
         raise OptionError(f"precision is 'full' or 'bf16', got {precision!r}")
+    if compiled and isinstance(config, GradientConfig) and not config.compiles:
+        raise OptionError(f"{name_of(config)} with these options learns by a gradient that torch.compile gets wrong: leave compile out")
 
 
 def _gradient(config: FamilyConfig) -> GradientConfig:

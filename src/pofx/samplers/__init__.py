@@ -20,13 +20,13 @@ from pofx.samplers.denoising import (
     probability_flow,
 )
 from pofx.samplers.diagnostics import bulk_ess, mean_error, mean_ess, pareto_k, rhat, tail_ess, weight_ess
+from pofx.samplers.flow_ode import FlowLogProb, decode, encode, ode_log_prob
 from pofx.samplers.gibbs import GibbsChains, Sweep, gibbs
 from pofx.samplers.hmc import HMCChains, hmc
 from pofx.samplers.importance import Weighted, importance, log_mean, smoothed, systematic
 from pofx.samplers.kernels import Hamiltonian, Independence, Kernel, Moved, RandomWalk
 from pofx.samplers.levels import along_path, check_levels, karras, log_uniform
-from pofx.samplers.ode import Carried, DormandPrince, RungeKutta4, Solution, carry, divergence, hutchinson, integrate, rademacher
-from pofx.samplers.probability_flow import FlowLogProb, decode, encode, ode_log_prob
+from pofx.samplers.ode import Carried, DormandPrince, RungeKutta, Solution, carry, divergence, hutchinson, integrate, rademacher
 from pofx.samplers.smc import SMC, smc
 
 __all__ = [
@@ -51,7 +51,7 @@ __all__ = [
     "Moved",
     "PredictorCorrector",
     "RandomWalk",
-    "RungeKutta4",
+    "RungeKutta",
     "Solution",
     "Solver",
     "Sweep",

@@ -16,7 +16,7 @@ smoothing splines", Commun. Stat. Simul. Comput. 18(3), 1989, and Grathwohl et a
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +34,7 @@ Time = float | Column
 Trace = Literal["exact"] | int  # a number of probes
 Watch = Callable[[Tensor, Tensor, Tensor], None]  # t, y and the weight h b_j of each stage of each step taken
 
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0  # of the step size
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0  # of the step size
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Solution:
     evaluations: Int[Tensor, " N"]
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to solve dy/dt = f(t, y) from t0 to t1; t1 may lie before t0."""
 
@@ -77,10 +78,12 @@ class Tableau:
     error: tuple[float, ...] = ()
 
 
-_RK4 = Tableau(c=(0, 1 / 2, 1 / 2, 1), a=((1 / 2,), (0, 1 / 2), (0, 0, 1)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
+EULER = Tableau(c=(0,), a=(), b=(1,))
+MIDPOINT = Tableau(c=(0, 1 / 2), a=((1 / 2,),), b=(0, 1))
+RK4 = Tableau(c=(0, 1 / 2, 1 / 2, 1), a=((1 / 2,), (0, 1 / 2), (0, 0, 1)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
 _B5 = (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 _B4 = (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
-_DP5 = Tableau(
+DORMAND_PRINCE = Tableau(
     c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
     a=(
         (1 / 5,),
@@ -138,31 +141,35 @@ def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RungeKutta4:
-    """The classical method of order 4 at equal steps: 4 evaluations a step, an error of O(h^4) that nobody checks.
+class RungeKutta:
+    """Equal steps: as many evaluations a step as the tableau has stages, and an error that nobody checks.
+
+    O(h) with `EULER`, O(h^2) with `MIDPOINT`, O(h^4) with `RK4`, O(h^5) with `DORMAND_PRINCE`.
 
     Args:
         steps: how many.
+        tableau: of a step.
 
     Raises:
-        OptionError: fewer than one.
+        OptionError: fewer than one step.
     """
 
     steps: int
+    tableau: Tableau = RK4
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps, 1)
 
     def __call__(self, f: Field, y: Rows, t0: Time, t1: Time, watch: Watch | None = None) -> Solution:
         """See `Method`."""
-        first, last = _column(t0, y), _column(t1, y)
-        h = (last - first) / self.steps
+        first, end = _column(t0, y), _column(t1, y)
+        h = (end - first) / self.steps
         for i in range(self.steps):
-            step = _step(f, _RK4, first + i * h, y, h)
+            step = _step(f, self.tableau, first + i * h, y, h)
             if watch is not None:
                 step.show(watch, torch.ones_like(h, dtype=torch.bool))
             y = step.y
-        return Solution(y, torch.full_like(y[:, 0], 4 * self.steps, dtype=torch.long))
+        return Solution(y, torch.full_like(y[:, 0], self.steps * len(self.tableau.c), dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -203,13 +210,13 @@ class DormandPrince:
             self._check(t, end, h, left, evaluations)
             h = torch.minimum(h, left)
             with torch.no_grad():
-                step = _step(f, _DP5, t, y, way * h, slope)
+                step = _step(f, DORMAND_PRINCE, t, y, way * h, slope)
                 error = self._error(step)
             taken = (error <= 1) & (left > 0)
             if watch is not None:
                 step.show(watch, taken)
             if graph:  # a step of length 0 is what a refused row takes
-                step = _step(f, _DP5, t, y, torch.where(taken, way * h, 0.0), slope)
+                step = _step(f, DORMAND_PRINCE, t, y, torch.where(taken, way * h, 0.0), slope)
             evaluations += torch.where(left[:, 0] > 0, 12 if graph else 6, 0)
             y, slope = torch.where(taken, step.y, y), torch.where(taken, step.slopes[-1], slope)
             t = torch.where(taken, torch.where(h >= left, end, t + way * h), t)
@@ -457,7 +464,8 @@ def _standard_error(estimates: Tensor, trace: Trace) -> Tensor:
 
 def _products(f: Field, t: Tensor, y: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
     """f(t, y) and v^T df/dy of each cotangent v, (P, N, E)."""
-    graph = torch.is_grad_enabled()
+    # Rows that carry no gradient may still meet parameters that do; a graph that leads nowhere is not kept.
+    graph = torch.is_grad_enabled() and (y.requires_grad or f(t, y).requires_grad)
     with torch.enable_grad():
         at = y if graph and y.requires_grad else y.detach().requires_grad_()
         slope = f(t, at)
@@ -467,9 +475,10 @@ def _products(f: Field, t: Tensor, y: Tensor, cotangents: Tensor) -> tuple[Tenso
 
 def _batched(slope: Tensor, y: Tensor, cotangents: Tensor, graph: bool) -> Tensor:
     def pull(cotangent: Tensor, batched: bool) -> Tensor:
-        return torch.autograd.grad(
-            slope, y, cotangent, retain_graph=True, create_graph=graph, is_grads_batched=batched, materialize_grads=True
-        )[0]
+        (product,) = torch.autograd.grad(
+            slope, y, cotangent, retain_graph=True, create_graph=graph, is_grads_batched=batched, allow_unused=True
+        )
+        return torch.zeros_like(cotangent) if product is None else product
 
     try:
         return pull(cotangents, True)

@@ -42,7 +42,7 @@ class ExactDenoiser:
     covariance: Float[Tensor, "K E E"]
 
     def __post_init__(self) -> None:
-        _check(self.weight, self.mean, self.covariance)
+        check_mixture(self.weight, self.mean, self.covariance)
 
     @property
     def dim(self) -> int:
@@ -136,7 +136,12 @@ class ExactDenoiser:
         return self._joint(u, variance).softmax(-1)
 
 
-def _check(weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
+def check_mixture(weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    """Positive weights (K,), means (K, E), and covariances (K, E, E) without a negative eigenvalue.
+
+    Raises:
+        OptionError: they are not.
+    """
     k, e = mean.shape
     if weight.shape != (k,) or covariance.shape != (k, e, e):
         raise OptionError(

@@ -49,8 +49,8 @@ def ode_log_prob(
     """log p(x) = log prior(y(s_max)) + integral of (E - tr dD/dy) d ln s from s_min to s_max, with y(s_min) = x.
 
     It is the log-density of the noised data at s_min, which is that of the data where s_min is small against every scale of them.
-    Near s_max the prior must be what the data have become: with mean m and covariance C of the data, N(m, C + s_max^2 I), and
-    centred data. A prior N(0, s_max^2 I) costs about |m|^2 / 2 s_max^2 + (tr C / 2 s_max^2)^2 nats and more in single rows.
+    At s_max the prior must be what the data have become: N(m, C + s_max^2 I) with their mean m and covariance C. N(0, s_max^2 I) in its
+    place costs some rows about 3 |m| / s_max nats: centre the data.
 
     Args:
         denoise: D, which torch can differentiate in y.
@@ -59,7 +59,7 @@ def ode_log_prob(
         s_max: where the prior is.
         log_prior: log-density of rows at s_max, in nats.
         trace: "exact", E vector-Jacobian products each evaluation, for E up to about 64; or a number of probes, at least 2.
-        method: None: `DormandPrince` at its own tolerances, `RungeKutta4(64)` for a cost known beforehand.
+        method: None: `DormandPrince` at its own tolerances, `RungeKutta(64)` for a cost known beforehand.
         generator: of the probes.
 
     Raises:

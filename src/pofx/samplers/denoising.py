@@ -226,9 +226,9 @@ class PredictorCorrector(Solver):
     Corrections cost an evaluation each, beyond those of the predictor. They pull draws towards p_t and so mend the predictor;
     being Langevin steps they are themselves too wide, at high noise by the share snr^2 / (1 - snr^2), so that no order is claimed.
 
-    The paper takes the step from the norms of score and noise over the batch; ours puts what those norms are on average, t |score| = |z|.
-    So rows stay independent and the step linear in D. With an exact D a step more of the predictor is worth more than a correction: they are
-    for a D that errs.
+    The paper takes the step from the norms of score and noise over the batch; ours puts what those norms are on average, t |score|
+    = |z|. So rows stay independent and the step linear in D. With an exact D a step more of the predictor is worth more than a
+    correction: they are for a D that errs.
 
     Source: Song et al. 2021, arXiv:2011.13456.
 

@@ -45,6 +45,7 @@ class Takes(StrEnum):
     EVERYTHING = "everything"  # rows come in float64, as the user has them: the family standardises before it rounds
     SCALED = "scaled"  # as they are, but for a unit: reals standardised, positive ones over their scale; nothing is lifted
     DISCRETE = "discrete"  # counts and levels as they are, continuous variables as standardised reals
+    FINITE = "finite"  # variables of few values as they are, every other one as a standardised real
     REALS = "reals"  # every variable becomes a standardised real: discrete ones by dequantisation
 
 

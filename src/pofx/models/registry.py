@@ -103,6 +103,7 @@ FAMILIES = (
     Family("m2", "pofx.models.latent.semi:M2Config", "a variational auto-encoder of classes that only some rows show (semi-supervised)"),
     Family("latent", "pofx.models.composed.two_stage:LatentConfig", "a variational auto-encoder, then any family learned on its codes"),
     Family("vdvae", "pofx.models.latent.deep:DeepConfig", "a very deep variational auto-encoder of images: latents from coarse to fine"),
+    Family("diffusion", "pofx.models.diffusion.families:DiffusionConfig", "a diffusion model: noise is taken away a little at a time"),
 )
 
 

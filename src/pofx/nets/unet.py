@@ -15,11 +15,12 @@ _HEAD = 32  # channels of an attention head
 class UNet(nn.Module):
     """Residual blocks at each scale on the way down and on the way up, which hears what the way down saw at that scale.
 
-    Pixels are first taken together in squares of `patch` x `patch` (space to depth): a patch of 2 makes it four times as fast. Each scale halves the
-    sides; the coarsest has self-attention. A number for each channel and place is added at the start. The last layer starts at zero.
+    Pixels are first taken together in squares of `patch` x `patch` (space to depth): a patch of 2 makes it four times as fast. Each scale
+    halves the sides; the coarsest has self-attention. A number for each channel and place is added at the start. The last layer starts at
+    zero.
 
-    Source: Ronneberger, Fischer and Brox, "U-Net", MICCAI 2015, arXiv:1505.04597; with time and attention: Ho, Jain and Abbeel, "Denoising diffusion
-    probabilistic models", NeurIPS 2020, arXiv:2006.11239.
+    Source: Ronneberger, Fischer and Brox, "U-Net", MICCAI 2015, arXiv:1505.04597; with time and attention: Ho, Jain and Abbeel, "Denoising
+    diffusion probabilistic models", NeurIPS 2020, arXiv:2006.11239.
 
     Args:
         inputs: channels of v.

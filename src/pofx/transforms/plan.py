@@ -4,6 +4,7 @@
     scaled      no lift: real variables standardised, positive ones over their scale, with their grid and atom carried along.
     discrete    counts and levels as they are; real variables standardised, with their resolution and atom carried along;
                 positive ones by their log, intervals by their logit, after a lift where they are rounded or have an atom.
+    finite      variables of at most 256 values as they are; every other one as under reals.
     reals       every variable becomes a standardised real: codes as normal scores, rounded values and atoms as cells.
 
 For a family that takes reals, codes may be cells of width 1 instead of scores: on a logit scale where they are finitely many, since
@@ -23,7 +24,8 @@ from pofx.transforms.elementwise import Elementwise, Scale
 
 SCALED = frozenset({VariableKind.REAL, VariableKind.POSITIVE})  # the kinds that have a unit
 MAX_SCORED = 1024  # codes with more values than this are cells of width 1: a table of their frequencies would be mostly empty
-TAKES = ("everything", "scaled", "discrete", "reals")
+MOST_VALUES = 256  # of a variable that a family of finite ones takes as it is
+TAKES = ("everything", "scaled", "discrete", "finite", "reals")
 CODES = ("scores", "uniform")
 
 
@@ -32,7 +34,7 @@ def plan(domain: Domain, takes: str, codes: str = CODES[0]) -> tuple[Lift | None
 
     Args:
         domain: what x is.
-        takes: everything, scaled, discrete or reals.
+        takes: everything, scaled, discrete, finite or reals.
         codes: "scores", cells of equal mass under a normal, or "uniform", cells of width 1; for a family that takes reals.
 
     Raises:
@@ -47,16 +49,16 @@ def plan(domain: Domain, takes: str, codes: str = CODES[0]) -> tuple[Lift | None
     if takes == "scaled":
         moved = any(v.kind in SCALED for v in domain.variables)
         return None, Elementwise([Scale.IDENTITY] * len(domain), [v.spike for v in domain.variables]) if moved else None
-    reals = takes == "reals"
-    scored = reals and codes == CODES[0]
-    coded = [d for d, v in enumerate(domain.variables) if scored and (v.cardinality or MAX_SCORED + 1) <= MAX_SCORED]
-    celled = [d for d, v in enumerate(domain.variables) if d not in coded and _needs_cells(v, reals)]
+    real = [takes == "reals" or (takes == "finite" and (v.cardinality or MOST_VALUES + 1) > MOST_VALUES) for v in domain.variables]
+    scored = [d for d, is_real in enumerate(real) if is_real and codes == CODES[0]]
+    coded = [d for d in scored if (domain.variables[d].cardinality or MAX_SCORED + 1) <= MAX_SCORED]
+    celled = [d for d, v in enumerate(domain.variables) if d not in coded and _needs_cells(v, real[d])]
     scores, cells = NormalScores([domain.variables[d] for d in coded]), Cells([domain.variables[d] for d in celled])
     lift = Lift(len(domain), scores, coded, cells, celled)
-    scales = [Scale.IDENTITY if d in coded else _scale(v, reals) for d, v in enumerate(domain.variables)]
+    scales = [Scale.IDENTITY if d in coded else _scale(v, real[d]) for d, v in enumerate(domain.variables)]
     # A real variable's atom that is not lifted stays an atom, and is what it is standardised about: it becomes 0 exactly.
     atoms = [None if d in celled else v.spike for d, v in enumerate(domain.variables)]
-    moved = any(d not in coded and (reals or v.continuous) for d, v in enumerate(domain.variables))
+    moved = any(d not in coded and (real[d] or v.continuous) for d, v in enumerate(domain.variables))
     return (lift if coded or celled else None), (Elementwise(scales, atoms) if moved else None)
 
 
@@ -99,18 +101,18 @@ def _image(v: Variable, lifted: bool, scale: float) -> Variable:
     return Variable(v.name, VariableKind.REAL, resolution=step, spike=spike)
 
 
-def _needs_cells(v: Variable, reals: bool) -> bool:
+def _needs_cells(v: Variable, real: bool) -> bool:
     rough = v.resolution is not None or v.spike is not None
-    if reals:
+    if real:
         return rough or not v.continuous
     return rough and v.kind in {VariableKind.POSITIVE, VariableKind.INTERVAL}
 
 
-def _scale(v: Variable, reals: bool) -> Scale:
+def _scale(v: Variable, real: bool) -> Scale:
     if v.kind is VariableKind.POSITIVE:
         return Scale.LOG
     if v.kind is VariableKind.INTERVAL:
         return Scale.LOGIT
-    if not reals or v.continuous:
+    if not real or v.continuous:
         return Scale.IDENTITY
     return Scale.LOG if v.cardinality is None else Scale.LOGIT

@@ -1,98 +1,102 @@
 """A diffusion model: a network that takes noise away, and what follows from it."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from pofx.domain import Domain
 from pofx.models.base import Model, labelled
-from pofx.models.diffusion.heads import Coordinates, Heads
-from pofx.models.diffusion.levels import LevelLaw, Weight
-from pofx.types import Context, Generator, Kind, Latent, Nats, X
+from pofx.models.diffusion.heads import Coordinates, Heads, Reals
+from pofx.models.diffusion.levels import Adaptive, LevelLaw, Steps, Weight
+from pofx.models.diffusion.views import View, some_hidden
+from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
+from pofx.samplers.flow_ode import decode, encode, ode_log_prob
+from pofx.samplers.levels import Levels, log_uniform
+from pofx.samplers.ode import Trace
+from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 _GROUPS = 8  # independent estimates of a row's bound, whose spread is its error
+_JUDGED = 8  # levels of a held-out row
+_IMPUTED = 32  # draws behind a mean
+_EXACT_TRACE = 64  # coordinates; above, the trace of the ODE is estimated
 
 
-class View(NamedTuple):
-    """What a network is told of the cells of a row that are not noised.
-
-    Args:
-        x_0: their coordinates, (N, E).
-        given: which variables it sees as they are, (N, D) of 0 and 1.
-        absent: which it is to do without, (N, D) of 0 and 1.
-    """
-
-    x_0: Coordinates
-    given: Tensor
-    absent: Tensor
-
-    @property
-    def noised(self) -> Tensor:
-        """The others, (N, D)."""
-        return 1 - self.given - self.absent
-
-
-class TableNet(nn.Module):
-    """A network of rows: sees coordinates and which variables are given or absent side by side.
+@dataclass(frozen=True)
+class Learning:
+    """How the network learns.
 
     Args:
-        net: from E + 2 D numbers, the time and a condition to the outputs.
+        law: q(ln s), which levels a row is met at.
+        weight: how much each counts.
+        masked: share of the rows that show and hide some of their cells, so that conditionals are learned, too.
+        dropped: share of the rows whose condition is left out, so that guidance has something to compare with.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, v: Tensor, view: View, u: Tensor, c: Tensor | None) -> Tensor:
-        """(N, E) -> (N, outputs)."""
-        out: Tensor = self.net(torch.cat((v, view.given, view.absent), -1), u, c)
-        return out
+    law: LevelLaw
+    weight: Weight = Weight.ELBO
+    masked: float = 0.0
+    dropped: float = 0.0
 
 
-class PictureNet(nn.Module):
-    """A network of images: the coordinates are pixels, and which are given or absent are channels beside them.
+@dataclass(frozen=True)
+class Asking:
+    """How questions are answered.
 
     Args:
-        net: from 3 C channels, the time and a condition to C K channels, K outputs a pixel.
-        shape: (C, H, W).
+        solver: the way from noise to a draw.
+        steps: of it.
+        draws: levels at which a row's bound is taken.
+        steps_bounded: the bound is that of an ancestral sampler with so many steps; None: of continuous time.
+        ode: whether log_prob is that of the probability-flow ODE, and no bound.
+        probes: of the ODE's trace where it has many coordinates.
+        guidance: w of D_c + w (D_c - D_0), what draws follow; 0: the law that was learned.
     """
 
-    def __init__(self, net: nn.Module, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.net, self.shape = net, shape
-
-    def forward(self, v: Tensor, view: View, u: Tensor, c: Tensor | None) -> Tensor:
-        """(N, C H W) -> (N, C H W K)."""
-        channels = torch.cat([part.view(-1, *self.shape) for part in (v, view.given, view.absent)], 1)
-        return self.net(channels, u, c).unflatten(1, (self.shape[0], -1)).movedim(2, -1).flatten(1)
+    solver: Solver = field(default_factory=DPM2M)
+    steps: int = 20
+    draws: int = 64
+    steps_bounded: int | None = None
+    ode: bool = False
+    probes: int = 8
+    guidance: float = 0.0
 
 
 class Diffusion(Model):
-    """p(x | c) = integral of N(x_0; y_0, s_min^2) p(y_0 | y_1, c) ... p(y_1), learned by taking noise away.
+    """p(x | c): noise, from which a network takes away a little at a time.
 
-    In coordinates y = x_0 + s eps of the row (see `heads`), D(y, s) = E[x_0 | y] is all there is. log_prob is the bound of continuous time,
+    In coordinates y = x_0 + s eps of the row (see `heads`), D(y, s) = E[x_0 | y] is all there is. log_prob is the bound
 
-        -log p(x) <= KL(N(x_0, s_max^2) || prior) + E integral |x_0 - D(y, s)|^2 / s^2 d ln s - E log p(x | y at s_min),
+        -log p(x) <= KL(N(x_0, s_max^2) || prior) + E integral |x_0 - D(y, s)|^2 / s^2 d ln s - E log p(x | y at s_min)
 
-    an average over `draws` levels a row, in groups whose spread is its standard error. The prior has mean and variance of the data's
-    coordinates, s_max^2 added.
+    on the law of the ancestral sampler in the limit of many steps, an average over `draws` levels a row, in groups whose spread is its
+    standard error. Or, of real variables alone, it is that of the probability-flow ODE: another law of the same network, and an estimate.
+    The prior has mean and variance of the data's coordinates, s_max^2 added. Missing cells are absent: the network has learned to do
+    without them, and likewise conditionals are its own answers; neither is derived from its law of whole rows.
 
     Cost: a training row one pass of the network; a row of log_prob `draws` passes; a draw the solver's steps.
 
-    Source: Kingma, Salimans, Poole and Ho, "Variational diffusion models", NeurIPS 2021, arXiv:2107.00630, in the coordinates of Karras et al.,
-    NeurIPS 2022, arXiv:2206.00364.
+    Source: Kingma, Salimans, Poole and Ho, "Variational diffusion models", NeurIPS 2021, arXiv:2107.00630, in the coordinates of Karras et
+    al., NeurIPS 2022, arXiv:2206.00364; the ODE: Song et al., ICLR 2021, arXiv:2011.13456.
+
+    Args:
+        domain: what x is.
+        context: what c is, real variables, or None.
+        heads: where noise is added, and what the network's outputs say.
+        net: of views; see `views.Seeing`.
+        learning: how it learns.
+        asking: how it answers.
+        span: the least and the greatest level; None: from the data.
     """
 
     density = Kind.BOUND
     sampling = Kind.ESTIMATE
-    missing = Kind.BOUND
+    missing = Kind.ESTIMATE
 
     ends: Tensor
-    centre: Tensor
+    location: Tensor
     variance: Tensor
 
     def __init__(
@@ -101,77 +105,92 @@ class Diffusion(Model):
         context: Domain | None,
         heads: Heads,
         net: nn.Module,
-        *,
-        law: LevelLaw,
-        weight: Weight,
+        learning: Learning,
+        asking: Asking,
         span: tuple[float | None, float | None] = (None, None),
-        draws: int = 64,
-        masked: float = 0.0,
     ) -> None:
         super().__init__(domain, context)
-        self.heads, self.net, self.law, self.weight = heads, net, law, weight
-        self.span, self.draws, self.masked = span, draws, masked
-        self.register_buffer("ends", torch.tensor([0.01, 80.0]).log())
-        self.register_buffer("centre", torch.zeros(heads.width))
+        self.heads, self.net, self.law = heads, net, learning.law
+        self.met = self.law if isinstance(self.law, Adaptive) else Adaptive()  # where the bound is large, whatever is learned
+        self.learning, self.asking, self.span = learning, asking, span
+        self.density = Kind.ESTIMATE if asking.ode else Kind.BOUND
+        self.register_buffer("ends", torch.tensor([span[0] or 0.01, span[1] or widest(heads.width)]).log())
+        self.register_buffer("location", torch.zeros(heads.width))
         self.register_buffer("variance", torch.ones(heads.width))
+
+    @property
+    def noun(self) -> str:
+        """In sentences."""
+        return "diffusion model"
 
     # -- learning ----------------------------------------------------------------------------------
 
     def initialise(self, x: X, c: Context | None = None) -> None:
         """Take units, frequencies, levels and the prior from the rows."""
-        x = x.to(self.centre)
+        x = x.to(self.location)
         self.heads.initialise(x)
         x_0, seen = self.heads.embed(x), (~x.isnan()[:, self.heads.owner]).to(x)
         count = seen.sum(0).clamp_min(1)
-        self.centre.copy_((x_0 * seen).sum(0) / count)
-        self.variance.copy_(((x_0 - self.centre).square() * seen).sum(0) / count)
-        low, high = self.span
-        whole = x_0[~x.isnan().any(1)]
-        low = low or self.heads.finest(whole if len(whole) > 1 else x_0)
-        self.ends.copy_(torch.tensor([low, high or widest(self.heads.width)]).log())
+        self.location.copy_((x_0 * seen).sum(0) / count)
+        self.variance.copy_(((x_0 - self.location).square() * seen).sum(0) / count)
+        least = self.span[0] or self.heads.finest(x_0)
+        self.ends.copy_(torch.tensor([least, self.span[1] or widest(self.heads.width)]).log())
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
-        """The weighted error at one level a row while training; else minus the bound."""
-        x = x.to(self.centre)
-        view = self._view(x, generator)
+        """w |x_0 - D|^2 / s^2 at a level a row while training; else minus the bound."""
+        view = self._view(x)
         if not self.training:
-            return -self._bound(x, view, c, 8, 1, generator).mean(0)
-        u = (torch.arange(len(x), device=x.device) + self._uniform(x[0, 0], generator)) / len(x)
+            return -self._bound(x, view, c, _JUDGED, generator)
+        u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         log_s = self.law.place(u, self.ends)
-        error = self._error(view, c, log_s, generator)
-        self.law.see(log_s, error.detach(), self.ends)
-        return self.weight.at(log_s, self.law.density(log_s, self.ends)) * error
+        error = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
+        self.met.see(log_s, error.detach(), self.ends)
+        return self.learning.weight.at(log_s, self.law.density(log_s, self.ends)) * error
+
+    def _view(self, x: X) -> View:
+        """Rows whose missing cells are absent."""
+        absent = x.isnan().to(self.location)
+        return View(self.heads.embed(x.to(self.location)), torch.zeros_like(absent), absent)
+
+    def _dropped(self, c: Context | None, generator: Generator) -> Context | None:
+        """Conditions, some of them left out: NaN."""
+        if c is None or not self.learning.dropped:
+            return c
+        left_out = self._rand(len(c), generator) < self.learning.dropped
+        return torch.where(left_out[:, None], torch.nan, c)
 
     def _error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> Nats:
         """|x_0 - D|^2 / s^2 over the noised coordinates."""
         s = log_s.exp()[:, None]
-        y = view.x_0 + s * self._normal(view.x_0, generator)
+        y = view.x_0 + s * self._randn(len(s), generator)
         error = ((view.x_0 - self.denoised(y, s, view, c)) / s).square()
-        return (error * view.noised[:, self.heads.owner]).sum(1)
-
-    def _view(self, x: Tensor, generator: Generator) -> View:
-        absent = x.isnan().to(x)
-        return View(self.heads.embed(x), torch.zeros_like(absent), absent)
+        return (error * self._coordinates(view.noised)).sum(1)
 
     # -- the denoiser ------------------------------------------------------------------------------
 
-    def denoised(self, y: Coordinates, s: Tensor, view: View, c: Context | None) -> Coordinates:
-        """D(y, s), (N, E), of the noised coordinates."""
+    def denoiser(self, view: View, c: Context | None = None) -> Denoise:
+        """D(y, s) of rows, guided where that was asked for."""
+        w = self.asking.guidance
+
+        def denoise(y: Tensor, s: Tensor) -> Tensor:
+            told = self.denoised(y, s, view, c)
+            return told if c is None or not w else told + w * (told - self.denoised(y, s, view, torch.full_like(c, torch.nan)))
+
+        return denoise
+
+    def denoised(self, y: Coordinates, s: Tensor, view: View, c: Context | None = None) -> Coordinates:
+        """D(y, s), (N, E) for levels (N, 1); of coordinates that are noised."""
         return self.heads.denoised(self._out(y, s, view, c), y, s)
 
     def _out(self, y: Coordinates, s: Tensor, view: View, c: Context | None) -> Tensor:
-        owner = self.heads.owner
-        v = y * (1 + s.square()).rsqrt() * view.noised[:, owner] + view.x_0 * view.given[:, owner]
-        out: Tensor = self.net(v, view, s.log(), None if c is None else c.to(v))
+        """The network's outputs: y has unit variance where x_0 has."""
+        v = y * (1 + s.square()).rsqrt() * self._coordinates(view.noised) + view.x_0 * self._coordinates(view.given)
+        out: Tensor = self.net(v, view, s.log(), None if c is None else _told(c.to(v)))
         return out
 
-    def denoiser(self, view: View, c: Context | None) -> Denoise:
-        """D as a function of y and s."""
-
-        def denoise(y: Tensor, s: Tensor) -> Tensor:
-            return self.denoised(y, s.expand(len(y), 1), view, c)
-
-        return denoise
+    def _coordinates(self, flags: Tensor) -> Tensor:
+        """Of each coordinate, (N, E), where those of variables are given."""
+        return flags[:, self.heads.owner]
 
     # -- density -----------------------------------------------------------------------------------
 
@@ -179,75 +198,215 @@ class Diffusion(Model):
         return self._log_prob_and_error(x, c, generator)[0]
 
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
-        x = x.to(self.centre)
-        each = self._bound(x, self._view(x, generator), c, -(-self.draws // _GROUPS), _GROUPS, generator)
-        return each.mean(0), each.std(0) / math.sqrt(_GROUPS)
+        return self.of_view(x, self._view(x), c, generator)
 
-    def _bound(self, x: Tensor, view: View, c: Context | None, levels: int, groups: int, generator: Generator) -> Tensor:
-        """Estimates of the bound, (groups, N), each from so many levels."""
-        return torch.stack([self._bound_once(x, view, c, levels, generator) for _ in range(groups)])
+    def of_view(self, x: X, view: View, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
+        """log p of the noised cells, given those that are given, and its standard error."""
+        inside = (x.isfinite() | (view.noised == 0)).all(1)
+        x = torch.where(x.isinf(), 0.0, x).to(self.location)
+        view = view._replace(x_0=self.heads.embed(x))
+        if self.asking.ode:
+            value, error = self._ode(view, c, generator)
+        else:
+            each = torch.stack([self._bound(x, view, c, -(-self.asking.draws // _GROUPS), generator) for _ in range(_GROUPS)])
+            value, error = each.mean(0), each.std(0) / math.sqrt(_GROUPS)
+        return torch.where(inside, value, -math.inf), torch.where(inside & value.isfinite(), error, 0.0)
 
-    def _bound_once(self, x: Tensor, view: View, c: Context | None, levels: int, generator: Generator) -> Nats:
-        start = self._uniform(x[:, 0], generator)
-        integral = x.new_zeros(len(x))
+    def _bound(self, x: Tensor, view: View, c: Context | None, levels: int, generator: Generator) -> Nats:
+        """One estimate for each row, from so many levels, evenly apart."""
+        start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
         for j in range(levels):
-            log_s = self.law.place((j + start) / levels, self.ends)
-            integral += self._error(view, c, log_s, generator) / self.law.density(log_s, self.ends) / levels
+            log_s, weight = self._at((j + start) / levels)
+            integral = integral + weight / levels * self._error(view, c, log_s, generator)
         return self._log_decoded(x, view, c, generator) - self._to_prior(view) - integral
 
+    def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """ln s at a share of the levels, and what it counts in the integral over ln s."""
+        if self.asking.steps_bounded:
+            return Steps(self.asking.steps_bounded).at(u, self.ends)
+        log_s = self.met.place(u, self.ends)
+        return log_s, 1 / self.met.density(log_s, self.ends)
+
     def _to_prior(self, view: View) -> Nats:
-        """KL(N(x_0, s_max^2) || N(mean, variance + s_max^2)) of the noised coordinates."""
+        """KL(N(x_0, s_max^2) || N(location, variance + s_max^2)) of the noised coordinates."""
         s = (2 * self.ends[1]).exp()
         ratio = s / (self.variance + s)
-        each = 0.5 * (ratio - 1 - ratio.log() + (view.x_0 - self.centre).square() / (self.variance + s))
-        return (each * view.noised[:, self.heads.owner]).sum(1)
+        each = 0.5 * (ratio - 1 - ratio.log() + (view.x_0 - self.location).square() / (self.variance + s))
+        return (each * self._coordinates(view.noised)).sum(1)
 
     def _log_decoded(self, x: Tensor, view: View, c: Context | None, generator: Generator) -> Nats:
         """log p(x | y) at the last level."""
         s = self.ends[0].exp().expand(len(x), 1)
-        y = view.x_0 + s * self._normal(view.x_0, generator)
-        each = self.heads.log_prob(self._out(y, s, view, c), y, s, x)
+        y = view.x_0 + s * self._randn(len(x), generator)
+        out = torch.empty(0) if self.heads.real else self._out(y, s, view, c)
+        each = self.heads.log_prob(out, y, s, x.to(self.location))
         return torch.where(view.noised > 0, each, 0.0).sum(1)
+
+    def _ode(self, view: View, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
+        """Of the probability-flow ODE, in the units of x; coordinates that are not noised stand still."""
+        s_min, s_max = self.ends.exp().tolist()
+        moving = self._coordinates(view.noised)
+        variance = self.variance + s_max**2
+
+        def log_prior(y: Tensor) -> Tensor:
+            each = -0.5 * ((y - self.location).square() / variance + variance.log() + math.log(2 * math.pi))
+            return (each * moving).sum(1)
+
+        def denoise(y: Tensor, s: Tensor) -> Tensor:
+            return torch.where(moving > 0, self.denoised(y, s, view, c), y)
+
+        trace: Trace = "exact" if self.heads.width <= _EXACT_TRACE else self.asking.probes
+        found = ode_log_prob(denoise, view.x_0, s_min=s_min, s_max=s_max, log_prior=log_prior, trace=trace, generator=generator)
+        unit = torch.cat([-part.scale.log() for part in self.heads.parts if isinstance(part, Reals)])
+        return (found.value + (unit * moving).sum(1)).detach(), found.error.detach()
 
     # -- draws -------------------------------------------------------------------------------------
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
-        none = self.centre.new_zeros(n, len(self.domain))
-        view = View(self.centre.new_zeros(n, self.heads.width), none, none)
-        y = self.centre + (self.variance + (2 * self.ends[1]).exp()).sqrt() * self._normal(view.x_0, generator)
-        y = dpm2m(self.denoiser(view, c), y, karras(20, *self.ends.exp().tolist()).to(y))
-        return self.heads.read(y)
+        nothing = self.location.new_zeros(n, len(self.domain))
+        return self.drawn(View(self.location.new_zeros(n, self.heads.width), nothing, nothing), c, generator)
 
-    # -- numbers -----------------------------------------------------------------------------------
+    def drawn(self, view: View, c: Context | None, generator: Generator) -> X:
+        """A row (N, D) for each view: its noised cells are drawn; what stands at the others says nothing."""
+        chunks = zip(*(part.split(self.rows_at_once) for part in view), strict=True)
+        conditions = [None] * (1 + len(view.given) // self.rows_at_once) if c is None else c.split(self.rows_at_once)
+        parts = [self._drawn(View(*chunk), k, generator) for chunk, k in zip(chunks, conditions, strict=False)]
+        return torch.cat(parts) if parts else view.given
 
-    def _normal(self, like: Tensor, generator: Generator) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    def _drawn(self, view: View, c: Context | None, generator: Generator) -> X:
+        y = self._noise(len(view.given), generator)
+        with torch.no_grad():
+            return self.heads.read(last(self.asking.solver(self.denoiser(view, c), y, self.levels, generator=generator)))
 
-    def _uniform(self, like: Tensor, generator: Generator) -> Tensor:
-        return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    @property
+    def levels(self) -> Levels:
+        """Those that a draw goes down by."""
+        s_min, s_max = self.ends.exp().tolist()
+        return log_uniform(self.asking.steps, s_min, s_max)
+
+    def _noise(self, n: int, generator: Generator) -> Coordinates:
+        """y at the greatest level."""
+        return self.location + (self.variance + (2 * self.ends[1]).exp()).sqrt() * self._randn(n, generator)
+
+    # -- other questions ---------------------------------------------------------------------------
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """Of parts of a row where the network has learned from masked rows."""
+        parts = question in ("marginal", "conditional", "complete", "impute")
+        return Kind.NONE if parts and not self.learning.masked else super().answers(question, seen)
+
+    @labelled(Kind.ESTIMATE)
+    def _complete(self, x: X, generator: Generator) -> X:
+        seen = x.isnan().to(self.location)
+        drawn = self.drawn(View(self.heads.embed(x.to(self.location)), 1 - seen, torch.zeros_like(seen)), None, generator)
+        return torch.where(x.isnan(), drawn.to(x), x)
+
+    @labelled(Kind.ESTIMATE)
+    def _impute(self, x: X, generator: Generator) -> X:
+        """The mean of draws, of levels the most frequent one."""
+        draws = torch.stack([self._complete(x, generator) for _ in range(_IMPUTED)])
+        levels = torch.tensor([bool(v.levels) for v in self.domain.variables], device=x.device)
+        return torch.where(levels, draws.mode(0).values, draws.mean(0))
+
+    @labelled(Kind.ESTIMATE)
+    def _marginal(self, keep: tuple[int, ...]) -> "Model":
+        return Part(self, torch.full((len(self.domain),), torch.nan), keep)
+
+    @labelled(Kind.ESTIMATE)
+    def _conditional(self, evidence: Point) -> "Model":
+        return Part(self, evidence, evidence.isnan().nonzero()[:, 0].tolist())
+
+    @labelled(Kind.ESTIMATE)
+    def _encode(self, x: X, c: Context | None) -> Latent:
+        """Where the probability-flow ODE carries x, in deviations of the prior: about N(0, I)."""
+        s_min, s_max = self.ends.exp().tolist()
+        view = self._view(x)
+        y = encode(self.denoiser(view, c), view.x_0, s_min=s_min, s_max=s_max).y
+        return (y - self.location) / (self.variance + s_max**2).sqrt()
+
+    @labelled(Kind.ESTIMATE)
+    def _decode(self, z: Latent, c: Context | None) -> X:
+        s_min, s_max = self.ends.exp().tolist()
+        z = z.to(self.location)
+        nothing = z.new_zeros(len(z), len(self.domain))
+        y = self.location + (self.variance + s_max**2).sqrt() * z
+        return self.heads.read(decode(self.denoiser(View(torch.zeros_like(z), nothing, nothing), c), y, s_min=s_min, s_max=s_max).y)
+
+    # -- noise -------------------------------------------------------------------------------------
+
+    def _randn(self, n: int, generator: Generator) -> Coordinates:
+        like = self.location
+        return torch.randn(n, len(like), generator=generator, dtype=like.dtype, device=like.device)
+
+    def _rand(self, n: int, generator: Generator) -> Tensor:
+        return torch.rand(n, generator=generator, dtype=self.location.dtype, device=self.location.device)
+
+
+class Part(Model):
+    """p(x_r | x_s) as the network has learned it, every other cell absent.
+
+    Args:
+        whole: the diffusion model.
+        evidence: x_s, NaN elsewhere.
+        keep: r.
+    """
+
+    sampling = Kind.ESTIMATE
+    missing = Kind.ESTIMATE
+
+    evidence: Tensor
+
+    def __init__(self, whole: Diffusion, evidence: Point, keep: Sequence[int]) -> None:
+        super().__init__(whole.domain.select(keep), whole.context)
+        self.whole, self.keep = whole, list(keep)
+        self.density = Kind.ESTIMATE
+        self.register_buffer("evidence", evidence.to(whole.location))
+
+    @property
+    def noun(self) -> str:
+        """The diffusion model's."""
+        return self.whole.noun
+
+    def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
+        """The whole's."""
+        return self.whole.answers(question, seen) if question in ("marginal", "conditional") else super().answers(question, seen)
+
+    def _log_prob(self, x: X, c: Context | None, generator: Generator) -> Nats:
+        return self._log_prob_and_error(x, c, generator)[0]
+
+    def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
+        rows = self._rows(x)
+        return self.whole.of_view(rows, self._view(rows), c, generator)
+
+    def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        return self.whole.drawn(self._view(self._rows(self.evidence.new_zeros(n, len(self.keep)))), c, generator)[:, self.keep]
+
+    @labelled(Kind.ESTIMATE)
+    def _marginal(self, keep: tuple[int, ...]) -> "Part":
+        return Part(self.whole, self.evidence, [self.keep[d] for d in keep])
+
+    @labelled(Kind.ESTIMATE)
+    def _conditional(self, evidence: Point) -> "Part":
+        known = ~evidence.isnan()
+        return Part(self.whole, self._rows(evidence[None])[0], [d for d, seen in zip(self.keep, known.tolist(), strict=True) if not seen])
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Rows of the whole that have x where it stands, and the evidence."""
+        rows = self.evidence.expand(len(x), -1).clone()
+        rows[:, self.keep] = x.to(rows)
+        return rows
+
+    def _view(self, rows: Tensor) -> View:
+        given, absent = (~self.evidence.isnan()).to(rows).expand_as(rows), rows.isnan().to(rows)
+        return View(self.whole.heads.embed(rows), given, absent)
+
+
+def _told(c: Tensor) -> Tensor:
+    """Conditions and whether there are any, (N, C + 1)."""
+    left_out = c.isnan().any(1, keepdim=True)
+    return torch.cat((torch.where(left_out, 0.0, c), left_out.to(c)), 1)
 
 
 def widest(width: int) -> float:
     """The s_max at which forgetting the row costs about 0.01 nats: a coordinate of unit variance costs 1 / (2 s^2)."""
     return max(10.0, math.sqrt(50.0 * width))
-
-
-def karras(steps, s_min, s_max, rho=7.0):
-    i = torch.linspace(0, 1, steps)
-    return torch.cat(((s_max ** (1 / rho) + i * (s_min ** (1 / rho) - s_max ** (1 / rho))) ** rho, torch.zeros(1)))
-
-
-def dpm2m(D, y, g):
-    old = None
-    for i, (s, t) in enumerate(zip(g[:-1], g[1:])):
-        d = D(y, s[None, None])
-        if t == 0:
-            return d
-        h = (s / t).log()
-        dd = d
-        if old is not None:
-            r = (g[i - 1] / s).log() / h
-            dd = (1 + 1 / (2 * r)) * d - old / (2 * r)
-        y = (t / s) * y - torch.expm1(-h) * dd
-        old = d
-    return y

@@ -1,8 +1,8 @@
 """Where noise is added: the coordinates of each variable, and what a network's outputs say about them.
 
-A real variable is a coordinate. One of finitely many values has, for each value v, a place V_v among the coordinates: on a line where values
-are ordered, at the corners of a simplex where they are not. Given y = V_x + s eps its law is known up to what else the row says: with
-network outputs a_v,
+A real variable is a coordinate. One of finitely many values has, for each value v, a place V_v among the coordinates: on a line where
+values are ordered, at the corners of a simplex where they are not. Given y = V_x + s eps its law is known up to what else the row says:
+with network outputs a_v,
 
     p(x = v | y) proportional to exp(a_v + b_v - |y - V_v|^2 / (2 s^2)),   D = sum_v p(x = v | y) V_v,
 
@@ -184,9 +184,6 @@ class Ordered(Finite):
         most = (~self.absent).sum(1) - 1.0
         self.mean.copy_(mean)
         self.scale.copy_(scale.to(self.mean).maximum(most.clamp_min(1.0) / _NARROWEST))
-        import os
-        if os.environ.get('SHARED'):
-            self.mean.fill_(float(x.mean())); self.scale.fill_(float(x.std()))
 
     def finest(self, x_0: Coordinates) -> float:
         """At which neighbours are told apart."""
@@ -340,7 +337,8 @@ def nearest(x_0: Coordinates) -> float:
     Below it there is one row in reach, and what could be learned is that row. Rows that stand twice are no neighbours.
     """
     some = x_0[:: -(-len(x_0) // _MOST_ROWS)]
-    distance = torch.cdist(some, x_0).masked_fill_(torch.cdist(some, x_0) < 1e-9, math.inf).min(1).values
+    distance = torch.cdist(some, some)
+    distance = distance.masked_fill_(distance < 1e-6, math.inf).min(1).values * (len(some) / len(x_0)) ** (1 / x_0.shape[1])
     distance = distance[distance.isfinite()]
     typical = float(distance.median()) / math.sqrt(x_0.shape[1]) if len(distance) else 1.0
     return min(_COARSEST, max(_FINEST, _SHARE * typical))

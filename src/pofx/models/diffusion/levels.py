@@ -1,7 +1,8 @@
 """Which levels of noise a network learns at, and how much each counts.
 
-With eps_hat = (y - D) / s the loss at one level is w(s) |eps - eps_hat|^2 = w(s) |x_0 - D|^2 / s^2, and levels are drawn with density q(ln s). The
-bound on log p is the integral of |x_0 - D|^2 / s^2 over ln s, so w = 1 / q climbs it, whatever q is: q then decides the noise of the gradient alone.
+With eps_hat = (y - D) / s the loss at one level is w(s) |eps - eps_hat|^2 = w(s) |x_0 - D|^2 / s^2, and levels are drawn with density
+q(ln s). The bound on log p is the integral of |x_0 - D|^2 / s^2 over ln s, so w = 1 / q climbs it, whatever q is: q then decides the noise
+of the gradient alone.
 """
 
 import abc
@@ -46,8 +47,8 @@ class Even(LevelLaw):
 class LogNormal(LevelLaw):
     """ln s ~ N(m, v^2), cut off at the ends.
 
-    Source: Karras et al., "Elucidating the design space of diffusion-based generative models", NeurIPS 2022, arXiv:2206.00364: m = -1.2, v = 1.2
-    for a deviation of the data of 0.5, so m = -0.5 for one of 1.
+    Source: Karras et al., "Elucidating the design space of diffusion-based generative models", NeurIPS 2022, arXiv:2206.00364: m = -1.2,
+    v = 1.2 for a deviation of the data of 0.5, so m = -0.5 for one of 1.
 
     Args:
         mean: m.
@@ -137,11 +138,11 @@ class Adaptive(LevelLaw):
 class Weight(StrEnum):
     """w(s) on |eps - eps_hat|^2.
 
-    elbo is 1 / q(ln s): the bound itself. simple is 1, as DDPM learns. min-snr is min(1, 5 s^2): min(SNR, 5) on |x_0 - D|^2. edm is 1 + s^2,
-    a unit of loss at each level for a network that predicts EDM's target.
+    elbo is 1 / q(ln s): the bound itself. simple is 1, as DDPM learns. min-snr is min(1, 5 s^2): min(SNR, 5) on |x_0 - D|^2. edm is
+    1 + s^2, a unit of loss at each level for a network that predicts EDM's target.
 
-    Source: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv:2006.11239; Hang et al., "Efficient diffusion
-    training via min-SNR weighting strategy", ICCV 2023, arXiv:2303.09556; Karras et al., NeurIPS 2022, arXiv:2206.00364.
+    Source: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv:2006.11239; Hang et al., "Efficient
+    diffusion training via min-SNR weighting strategy", ICCV 2023, arXiv:2303.09556; Karras et al., NeurIPS 2022, arXiv:2206.00364.
     """
 
     ELBO = "elbo"
@@ -160,3 +161,23 @@ class Weight(StrEnum):
                 return (5 * (2 * log_s).exp()).clamp_max(1.0)
             case Weight.EDM:
                 return 1 + (2 * log_s).exp()
+
+
+class Steps:
+    """The levels of an ancestral sampler of T steps, evenly apart in ln s, and what each counts in its bound.
+
+    A step from s down to t costs (1 / t^2 - 1 / s^2) |x_0 - D(y, s)|^2 / 2 in the mean, s^2 (1 / t^2 - 1 / s^2) / 2 times what it is in
+    noise; as T grows, that is d ln s.
+
+    Args:
+        count: T.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def at(self, u: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """ln s of the step in which the share u of all steps lies, and T times what it counts."""
+        length = (ends[1] - ends[0]) / self.count
+        step = (u * self.count).floor().clamp_max(self.count - 1)
+        return ends[0] + (step + 1) * length, self.count * 0.5 * torch.expm1(2 * length).expand_as(step)

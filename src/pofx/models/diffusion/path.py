@@ -1,7 +1,7 @@
 """Gaussian paths from data to noise, and what a network may predict along them.
 
-A path is x_t = alpha_t x_0 + sigma_t eps. In y = x_t / alpha_t and s = sigma_t / alpha_t, all paths are one: y = x_0 + s eps. So a path decides three
-things alone: which levels s a uniform time t meets (training and grids), and what the targets v and flow are.
+A path is x_t = alpha_t x_0 + sigma_t eps. In y = x_t / alpha_t and s = sigma_t / alpha_t, all paths are one: y = x_0 + s eps. So a path
+decides little: which levels s a uniform time t meets, and what the targets v and flow are.
 """
 
 import abc
@@ -163,7 +163,7 @@ class Target(StrEnum):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The denoiser that a prediction F implies: with x_t = alpha x_0 + sigma eps and F = p x_0 + q eps, x_0 = (sigma F - q x_t) / (sigma p - q alpha).
+    """x_0 = (sigma F - q x_t) / (sigma p - q alpha), for x_t = alpha x_0 + sigma eps and a prediction F = p x_0 + q eps.
 
     | target | p | q |
     |---|---|---|

@@ -1,0 +1,150 @@
+"""The diffusion family: which parts it is made of, and by what options."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pofx.domain import Domain
+from pofx.errors import OptionError
+from pofx.models.base import Takes, Widths
+from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
+from pofx.models.diffusion.heads import Heads
+from pofx.models.diffusion.levels import Adaptive, AlongPath, Even, LevelLaw, LogNormal, Weight
+from pofx.models.diffusion.path import Prediction, Target, path_of
+from pofx.models.diffusion.views import PictureNet, TableNet
+from pofx.models.images import ImageConfig
+from pofx.nets.timed import TimedMLP
+from pofx.nets.unet import UNet
+from pofx.nets.waves import Waves
+from pofx.samplers.denoising import SOLVERS
+
+_LEAST_SIDE = 4  # of an image that is looked at by convolutions
+_MOST_SIDE = 14  # of what is left when pixels are taken together in squares
+_LEAST_STEPS, _MOST_STEPS = 3000, 20_000
+
+
+class DiffusionConfig(ImageConfig):
+    """Options of `diffusion`."""
+
+    takes = Takes.FINITE
+    conditional = True
+    cites = (
+        "@inproceedings{ho2020denoising, title={Denoising diffusion probabilistic models}, "
+        "author={Ho, Jonathan and Jain, Ajay and Abbeel, Pieter}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2020}}",
+        "@inproceedings{song2021score, title={Score-based generative modeling through stochastic differential equations}, "
+        "author={Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P. and Kumar, Abhishek and Ermon, Stefano and Poole, Ben}, "
+        "booktitle={International Conference on Learning Representations}, year={2021}}",
+        "@inproceedings{kingma2021variational, title={Variational diffusion models}, "
+        "author={Kingma, Diederik P. and Salimans, Tim and Poole, Ben and Ho, Jonathan}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2021}}",
+        "@inproceedings{karras2022elucidating, title={Elucidating the design space of diffusion-based generative models}, "
+        "author={Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli}, "
+        "booktitle={Advances in Neural Information Processing Systems}, year={2022}}",
+    )
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {"width": (64, 128, 256), "blocks": (2, 4), "dropout": (0.0, 0.1, 0.3)}
+
+    net: Literal["auto", "mlp", "unet"] = Field("auto", description="unet looks at images, mlp at rows; auto: unet where pixels are alike")
+    width: int = Field(256, ge=1, le=2**14, description="hidden units of an mlp")
+    channels: Widths = Field((32, 64), description="of a unet: those of each scale, the finest first")
+    patch: int | None = Field(
+        None, ge=1, le=64, description="of a unet: side of the squares of pixels taken as one; None: so that 14 are left"
+    )
+    blocks: int | None = Field(None, ge=1, le=64, description="residual blocks, of a unet at each scale; None: 4 of an mlp, 1 of a unet")
+    waves: int = Field(0, ge=0, le=12, description="of an mlp: sines and cosines of what it sees, an octave each: for sharp edges")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+    path: Literal["vp", "cosine", "linear", "ve", "edm"] = Field(
+        "vp", description="x_t = alpha x_0 + sigma eps: what v, flow and levels=path mean"
+    )
+    predict: Target = Field(Target.EDM, description="what the network says of a real variable")
+    levels: Literal["adaptive", "even", "normal", "path"] = Field(
+        "adaptive",
+        description="ln s that are learned: as the bound's parts are large, evenly, log-normally (EDM), at even times of the path",
+    )
+    weight: Weight = Field(Weight.ELBO, description="what a level counts; held-out rows are judged by the bound, whatever is learned")
+    s_min: float | None = Field(None, gt=0, description="the least noise, in deviations; None: from the data")
+    s_max: float | None = Field(None, gt=0, description="the greatest noise; None: forgetting a row costs 0.01 nats")
+    masked: float = Field(0.25, ge=0, le=1, description="share of training rows that show and hide cells: so conditionals are learned")
+    dropped: float = Field(0.1, ge=0, lt=1, description="share of training rows without their condition, for guidance")
+    solver: Literal["dpm2m", "dpm2m-sde", "ddim", "ancestral", "euler-maruyama", "heun", "predictor-corrector", "adaptive"] = Field(
+        "dpm2m", description="the way from noise to a draw"
+    )
+    steps: int = Field(20, ge=1, le=10_000, description="of the solver")
+    guidance: float = Field(0.0, ge=0, le=100, description="w of D_c + w (D_c - D_0): draws follow the condition more than p does")
+    likelihood: Literal["bound", "ode"] = Field("bound", description="log_prob: the bound, or that of the probability-flow ODE (reals)")
+    draws: int = Field(64, ge=16, le=2**16, description="levels of a row's bound")
+    bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
+    probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
+    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(128, ge=1)
+    ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
+    clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
+    final_rate: float = Field(0.1, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
+    max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (3,000 steps at least) and many (20,000 at most)")
+
+    @property
+    def surrogate(self) -> bool:
+        """One level a row is learned, and the bound judges."""
+        return True
+
+    def for_rows(self, n: int) -> "DiffusionConfig":
+        """How long it learns, where that was not given."""
+        passes = -(-n // self.batch_size)
+        chosen = {"max_epochs": -(-max(_LEAST_STEPS, min(200 * passes, _MOST_STEPS)) // passes)}
+        return self.model_copy(update={name: value for name, value in chosen.items() if name not in self.model_fields_set})
+
+    def _build(self, domain: Domain, context: Domain | None) -> Diffusion:
+        """The untrained model."""
+        heads = Heads(domain, Prediction(self.predict, path_of(self.path)))
+        if self.likelihood == "ode" and not heads.real:
+            raise OptionError("likelihood='ode' is of real variables: these have levels or counts, whose likelihood is the bound")
+        if self.s_min and self.s_max and self.s_min >= self.s_max:
+            raise OptionError(f"noise goes from s_min up to s_max, got {self.s_min} and {self.s_max}")
+        net = self._net(domain, heads, 0 if context is None else len(context) + 1)
+        return Diffusion(domain, context, heads, net, self._learning(), self._asking(), (self.s_min, self.s_max))
+
+    def _net(self, domain: Domain, heads: Heads, context: int) -> TableNet | PictureNet:
+        """As said; by the shape where nothing is said."""
+        shape = self.shape_of(domain)
+        alike = len(shape) in (2, 3) and heads.width == len(domain) and len(heads.parts) == 1
+        if self.net == "unet" and not alike:
+            raise OptionError(f"net='unet' is for images of pixels that are alike, got shape {shape}: take 'mlp'")
+        if self.net == "unet" or (self.net == "auto" and alike and min(shape[-2:]) >= _LEAST_SIDE):
+            return self._unet(self.picture(domain), heads, context)
+        inputs, blocks = heads.width + 2 * len(domain), self.blocks or 4
+        waves = Waves(self.waves)
+        return TableNet(TimedMLP(inputs, sum(heads.outputs), context, width=self.width, blocks=blocks, dropout=self.dropout, waves=waves))
+
+    def _unet(self, shape: tuple[int, int, int], heads: Heads, context: int) -> PictureNet:
+        """A U-Net that sees pixels and two flags of each."""
+        channels, *sides = shape
+        outputs, patch = sum(heads.outputs) // (sides[0] * sides[1]), self.patch or -(-max(sides) // _MOST_SIDE)
+        net = UNet(
+            3 * channels,
+            outputs,
+            (sides[0], sides[1]),
+            context,
+            widths=self.channels,
+            blocks=self.blocks or 1,
+            patch=patch,
+            dropout=self.dropout,
+        )
+        return PictureNet(net, shape)
+
+    def _learning(self) -> Learning:
+        return Learning(self._law(), self.weight, self.masked, self.dropped)
+
+    def _law(self) -> LevelLaw:
+        match self.levels:
+            case "adaptive":
+                return Adaptive()
+            case "even":
+                return Even()
+            case "normal":
+                return LogNormal()
+            case "path":
+                return AlongPath(path_of(self.path))
+
+    def _asking(self) -> Asking:
+        ode = self.likelihood == "ode"
+        return Asking(SOLVERS[self.solver], self.steps, self.draws, self.bounded, ode, self.probes, self.guidance)

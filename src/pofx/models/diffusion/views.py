@@ -1,0 +1,93 @@
+"""What a network is told of a row: each variable is noised, given as it is, or absent. And the networks that are told so."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pofx.models.diffusion.heads import Coordinates
+from pofx.types import Context, Generator
+
+Flags = Float[Tensor, "*batch D"]  # 0 or 1
+
+
+class View(NamedTuple):
+    """The cells of rows.
+
+    Args:
+        x_0: their coordinates, (N, E).
+        given: which variables the network sees as they are.
+        absent: which it is to do without.
+    """
+
+    x_0: Coordinates
+    given: Flags
+    absent: Flags
+
+    @property
+    def noised(self) -> Flags:
+        """The others."""
+        return 1 - self.given - self.absent
+
+
+def some_hidden(view: View, share: float, generator: Generator) -> View:
+    """The same rows, of which a share show some of their noised cells as they are, and half of those hide some, too.
+
+    How many is drawn for each row, evenly from none to all: a network that learns from such views answers p(any cells | any others).
+
+    Args:
+        view: rows.
+        share: of the rows.
+        generator: of the choice.
+    """
+    n, d = view.given.shape
+    draws = torch.rand(n, 2 * d + 4, generator=generator, dtype=view.given.dtype, device=view.given.device)
+    chosen, some, shown, hidden = draws[:, :4, None].unbind(1)
+    for_given, for_absent = draws[:, 4 : 4 + d], draws[:, 4 + d :]
+    given = view.noised * (chosen < share) * (for_given < shown)
+    absent = (view.noised - given) * (chosen < share) * (some < 0.5) * (for_absent < hidden)
+    return View(view.x_0, view.given + given, view.absent + absent)
+
+
+class Seeing(Protocol):
+    """A network of views: (v, view, u, c) to the heads' outputs, v the coordinates as the network is to see them and u = ln s."""
+
+    def __call__(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+        """(N, E), (N, 1), (N, C) -> (N, outputs)."""
+
+
+class TableNet(nn.Module):
+    """Coordinates, and which variables are given or absent, side by side.
+
+    Args:
+        net: from E + 2 D numbers, the time and a condition to the outputs.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+        """See `Seeing`."""
+        out: Tensor = self.net(torch.cat((v, view.given, view.absent), -1), u, c)
+        return out
+
+
+class PictureNet(nn.Module):
+    """Coordinates are pixels, and which are given or absent are channels beside them.
+
+    Args:
+        net: from 3 C channels, the time and a condition to C K channels, K outputs a pixel.
+        shape: (C, H, W).
+    """
+
+    def __init__(self, net: nn.Module, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.net, self.shape = net, shape
+
+    def forward(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+        """See `Seeing`."""
+        channels = torch.cat([part.view(-1, *self.shape) for part in (v, view.given, view.absent)], 1)
+        out: Tensor = self.net(channels, u, c)
+        return out.unflatten(1, (self.shape[0], -1)).movedim(2, -1).flatten(1)

@@ -34,7 +34,7 @@ def start(n, generator):
 
 
 def law(levels, last):
-    """Mean and covariance of x0 of the ancestral sampler on the normal data, whose steps are linear; the last one adds a variance `last`."""
+    """Mean and covariance of x0 of the ancestral sampler on the normal data: its steps are linear, the last adds a variance."""
     mean, covariance, one = MEAN, COVARIANCE + levels[0] ** 2 * torch.eye(3), torch.eye(3)
     for s, t in pairwise(levels):
         gain = COVARIANCE @ torch.linalg.inv(COVARIANCE + s**2 * one)
@@ -73,7 +73,7 @@ CASES = {  # twist, variance of the last step, and the observation in plain matr
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_normal_posterior_and_evidence_of_the_samplers_own_law(name):
-    """Of 40 islands: evidence within 5.5 errors (t with 39 degrees of freedom: once in 10^5.6); 12 moments within 6 (once in 10^6.3 each).
+    """Of 40 islands: evidence within 5.8 errors (t with 39 of freedom: once in 10^6); 12 moments within 7 (together once in 10^6.6).
 
     Seven coarse levels: the sampler's law is not the data's, and draws must be exact for the former.
     """
@@ -83,13 +83,13 @@ def test_a_normal_posterior_and_evidence_of_the_samplers_own_law(name):
     mean, covariance, exact = posterior(*law(COARSE, last), *observation)
     value, error = run.log_evidence
     assert 0 < float(error) < 0.15
-    assert abs(float(value) - exact) < 5.5 * float(error)
+    assert abs(float(value) - exact) < 5.8 * float(error)
     weight = run.log_z.softmax(0)
     moments = torch.cat((run.x, ((run.x - mean)[..., None] * (run.x - mean)[..., None, :]).flatten(2)), -1).mean(1)  # (islands, 12)
     truth = torch.cat((mean, covariance.flatten()))
     found = weight @ moments
     spread = (weight[:, None].square() * (moments - found).square()).sum(0).sqrt()
-    assert ((found - truth).abs() <= 6 * spread + 1e-9).all()
+    assert ((found - truth).abs() <= 7 * spread + 1e-9).all()
     assert run.ess.shape == (len(COARSE), 40)
     assert ((run.ess >= 1) & (run.ess <= 400 + 1e-6)).all()
 
@@ -111,7 +111,7 @@ def test_the_evidence_is_unbiased_and_its_error_honest(share):
 
 
 def test_a_likelihood_without_closed_form():
-    """L = 1 / (1 + exp(-2 x)) of a coordinate: evidence by quadrature over the sampler's law, within 5.5 errors (t_39: once in 10^5.6)."""
+    """L = 1 / (1 + exp(-2 x)) of a coordinate: evidence by quadrature over the sampler's law, within 5.8 errors (t_39: once in 10^6)."""
     generator = seeded()
     twist = PlugIn(lambda x: torch.nn.functional.logsigmoid(2 * x[:, 1]))
     run = twisted(NORMAL, start(40 * 200, generator), COARSE, twist, islands=40, generator=generator)
@@ -123,7 +123,7 @@ def test_a_likelihood_without_closed_form():
     exact = float(torch.trapezoid(joint.exp(), grid).log())
     value, error = run.log_evidence
     assert float(error) < 0.02
-    assert abs(float(value) - exact) < 5.5 * float(error)
+    assert abs(float(value) - exact) < 5.8 * float(error)
 
 
 # -- a mixture ---------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def total(x, y):
 def test_a_mixtures_posterior(noise):
     """24 islands of 1000 particles, 150 levels, one number seen with noise or exactly.
 
-    Evidence within 4.9 errors (once in 10^6). The first component's weight has an error of .005 at most: .03 is 5.5 of them (once in 10^7)
-    and the sampler's own. Of 2000 draws each of one law, 5 % of energy distances were above .0033 and 1 % above .0067; they fall as 1 / n,
+    Evidence within 6.7 errors (t_23: once in 10^6). The first component's weight has an error of .004 and the sampler one of .008: .03 is
+    5.5 of the former beyond the latter (once in 10^7). Of 2000 draws each of one law, 5 % of energy distances were above .0033 and 1 % above .0067; they fall as 1 / n,
     with a tail that falls exponentially: of 8000 above .01 once in 10^6, for draws worth half of their number.
     """
     generator = seeded(1)
@@ -163,7 +163,7 @@ def test_a_mixtures_posterior(noise):
     run = twisted(MIXTURE, y, karras(150, 0.01, 10.0), twist, islands=24, batch=24_000, generator=generator)
     value, error = run.log_evidence
     assert float(error) < 0.02
-    assert abs(float(value - log_evidence)) < 4.9 * float(error)
+    assert abs(float(value - log_evidence)) < 6.7 * float(error)
     share = (MIXTURE.component(run.x.flatten(0, 1)) == 0).double().reshape(24, 1000).mean(1)
     truth = (MIXTURE.component(exact.sample(200_000, generator=generator)) == 0).double().mean()
     assert abs(float(run.log_z.softmax(0) @ share - truth)) < 0.03

@@ -152,8 +152,8 @@ def test_a_mixtures_posterior(noise):
     """24 islands of 1000 particles, 150 levels, one number seen with noise or exactly.
 
     Evidence within 6.7 errors (t_23: once in 10^6). The first component's weight has an error of .004 and the sampler one of .008: .03 is
-    5.5 of the former beyond the latter (once in 10^7). Of 2000 draws each of one law, 5 % of energy distances were above .0033 and 1 % above .0067; they fall as 1 / n,
-    with a tail that falls exponentially: of 8000 above .01 once in 10^6, for draws worth half of their number.
+    5.5 of the former beyond the latter (once in 10^7). Of 2000 draws each of one law, 5 % of energy distances were above .0033 and 1 %
+    above .0067; they fall as 1 / n, with an exponential tail: of 8000 above .01 once in 10^6, for draws worth half of their number.
     """
     generator = seeded(1)
     exact, log_evidence = MIXTURE.condition(tensor([[1.0, 0.0]]), tensor([0.35]), tensor([[noise**2]]))

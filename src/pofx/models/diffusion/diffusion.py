@@ -15,7 +15,7 @@ from pofx.models.diffusion.views import View, some_hidden
 from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
 from pofx.samplers.levels import Levels, log_uniform
-from pofx.samplers.ode import Trace
+from pofx.samplers.ode import RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 _GROUPS = 8  # independent estimates of a row's bound, whose spread is its error
@@ -29,13 +29,13 @@ class Learning:
     """How the network learns.
 
     Args:
-        law: q(ln s), which levels a row is met at.
+        law: q(ln s), which levels a row is met at; None: as the bound's parts are large.
         weight: how much each counts.
         masked: share of the rows that show and hide some of their cells, so that conditionals are learned, too.
         dropped: share of the rows whose condition is left out, so that guidance has something to compare with.
     """
 
-    law: LevelLaw
+    law: LevelLaw | None = None
     weight: Weight = Weight.ELBO
     masked: float = 0.0
     dropped: float = 0.0
@@ -52,6 +52,7 @@ class Asking:
         steps_bounded: the bound is that of an ancestral sampler with so many steps; None: of continuous time.
         ode: whether log_prob is that of the probability-flow ODE, and no bound.
         probes: of the ODE's trace where it has many coordinates.
+        ode_steps: of Runge and Kutta's method of order 4 along the ODE: a network in float32 is too rough for a step size by tolerance.
         guidance: w of D_c + w (D_c - D_0), what draws follow; 0: the law that was learned.
     """
 
@@ -61,6 +62,7 @@ class Asking:
     steps_bounded: int | None = None
     ode: bool = False
     probes: int = 8
+    ode_steps: int = 64
     guidance: float = 0.0
 
 
@@ -110,8 +112,8 @@ class Diffusion(Model):
         span: tuple[float | None, float | None] = (None, None),
     ) -> None:
         super().__init__(domain, context)
-        self.heads, self.net, self.law = heads, net, learning.law
-        self.met = self.law if isinstance(self.law, Adaptive) else Adaptive()  # where the bound is large, whatever is learned
+        self.heads, self.net = heads, net
+        self.met = Adaptive()  # where the bound is large, as learning has met it
         self.learning, self.asking, self.span = learning, asking, span
         self.density = Kind.ESTIMATE if asking.ode else Kind.BOUND
         self.register_buffer("ends", torch.tensor([span[0] or 0.01, span[1] or widest(heads.width)]).log())
@@ -142,10 +144,11 @@ class Diffusion(Model):
         if not self.training:
             return -self._bound(x, view, c, _JUDGED, generator)
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
-        log_s = self.law.place(u, self.ends)
-        error = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
-        self.met.see(log_s, error.detach(), self.ends)
-        return self.learning.weight.at(log_s, self.law.density(log_s, self.ends)) * error
+        law = self.learning.law or self.met
+        log_s = law.place(u, self.ends)
+        error, excess = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
+        self.met.see(log_s, error.detach(), excess, self.ends)
+        return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * error
 
     def _view(self, x: X) -> View:
         """Rows whose missing cells are absent."""
@@ -159,12 +162,12 @@ class Diffusion(Model):
         left_out = self._rand(len(c), generator) < self.learning.dropped
         return torch.where(left_out[:, None], torch.nan, c)
 
-    def _error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> Nats:
-        """|x_0 - D|^2 / s^2 over the noised coordinates."""
-        s = log_s.exp()[:, None]
-        y = view.x_0 + s * self._randn(len(s), generator)
-        error = ((view.x_0 - self.denoised(y, s, view, c)) / s).square()
-        return (error * self._coordinates(view.noised)).sum(1)
+    def _error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> tuple[Nats, Nats]:
+        """|x_0 - D|^2 / s^2 over the noised coordinates, and |eps|^2 less its mean."""
+        s, noised = log_s.exp()[:, None], self._coordinates(view.noised)
+        eps = self._randn(len(s), generator)
+        error = ((view.x_0 - self.denoised(view.x_0 + s * eps, s, view, c)) / s).square()
+        return (error * noised).sum(1), ((eps.square() - 1) * noised).sum(1)
 
     # -- the denoiser ------------------------------------------------------------------------------
 
@@ -217,7 +220,8 @@ class Diffusion(Model):
         start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
         for j in range(levels):
             log_s, weight = self._at((j + start) / levels)
-            integral = integral + weight / levels * self._error(view, c, log_s, generator)
+            error, excess = self._error(view, c, log_s, generator)
+            integral = integral + weight / levels * (error - self.met.slope(log_s, self.ends) * excess)
         return self._log_decoded(x, view, c, generator) - self._to_prior(view) - integral
 
     def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,7 +242,8 @@ class Diffusion(Model):
         """log p(x | y) at the last level."""
         s = self.ends[0].exp().expand(len(x), 1)
         y = view.x_0 + s * self._randn(len(x), generator)
-        out = torch.empty(0) if self.heads.real else self._out(y, s, view, c)
+        # The decoder of reals does not ask the network.
+        out = y.new_zeros(len(y), sum(self.heads.outputs)) if self.heads.real else self._out(y, s, view, c)
         each = self.heads.log_prob(out, y, s, x.to(self.location))
         return torch.where(view.noised > 0, each, 0.0).sum(1)
 
@@ -256,7 +261,9 @@ class Diffusion(Model):
             return torch.where(moving > 0, self.denoised(y, s, view, c), y)
 
         trace: Trace = "exact" if self.heads.width <= _EXACT_TRACE else self.asking.probes
-        found = ode_log_prob(denoise, view.x_0, s_min=s_min, s_max=s_max, log_prior=log_prior, trace=trace, generator=generator)
+        found = ode_log_prob(
+            denoise, view.x_0, s_min=s_min, s_max=s_max, log_prior=log_prior, trace=trace, method=self._method, generator=generator
+        )
         unit = torch.cat([-part.scale.log() for part in self.heads.parts if isinstance(part, Reals)])
         return (found.value + (unit * moving).sum(1)).detach(), found.error.detach()
 
@@ -321,7 +328,7 @@ class Diffusion(Model):
         """Where the probability-flow ODE carries x, in deviations of the prior: about N(0, I)."""
         s_min, s_max = self.ends.exp().tolist()
         view = self._view(x)
-        y = encode(self.denoiser(view, c), view.x_0, s_min=s_min, s_max=s_max).y
+        y = encode(self.denoiser(view, c), view.x_0, s_min=s_min, s_max=s_max, method=self._method).y
         return (y - self.location) / (self.variance + s_max**2).sqrt()
 
     @labelled(Kind.ESTIMATE)
@@ -330,7 +337,13 @@ class Diffusion(Model):
         z = z.to(self.location)
         nothing = z.new_zeros(len(z), len(self.domain))
         y = self.location + (self.variance + s_max**2).sqrt() * z
-        return self.heads.read(decode(self.denoiser(View(torch.zeros_like(z), nothing, nothing), c), y, s_min=s_min, s_max=s_max).y)
+        return self.heads.read(
+            decode(self.denoiser(View(torch.zeros_like(z), nothing, nothing), c), y, s_min=s_min, s_max=s_max, method=self._method).y
+        )
+
+    @property
+    def _method(self) -> RungeKutta:
+        return RungeKutta(self.asking.ode_steps)
 
     # -- noise -------------------------------------------------------------------------------------
 
@@ -361,6 +374,11 @@ class Part(Model):
         self.whole, self.keep = whole, list(keep)
         self.density = Kind.ESTIMATE
         self.register_buffer("evidence", evidence.to(whole.location))
+
+    @property
+    def approximation(self) -> str:
+        """How it is known, in one sentence."""
+        return "as the network learned it from rows with hidden cells, not derived from its law of whole rows"
 
     @property
     def noun(self) -> str:

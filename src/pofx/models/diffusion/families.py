@@ -9,7 +9,7 @@ from pofx.errors import OptionError
 from pofx.models.base import Takes, Widths
 from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
 from pofx.models.diffusion.heads import Heads
-from pofx.models.diffusion.levels import Adaptive, AlongPath, Even, LevelLaw, LogNormal, Weight
+from pofx.models.diffusion.levels import AlongPath, Even, LevelLaw, LogNormal, Weight
 from pofx.models.diffusion.path import Prediction, Target, path_of
 from pofx.models.diffusion.views import PictureNet, TableNet
 from pofx.models.images import ImageConfig
@@ -75,6 +75,7 @@ class DiffusionConfig(ImageConfig):
     draws: int = Field(64, ge=16, le=2**16, description="levels of a row's bound")
     bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
+    ode_steps: int = Field(64, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
     learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(128, ge=1)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
@@ -134,10 +135,10 @@ class DiffusionConfig(ImageConfig):
     def _learning(self) -> Learning:
         return Learning(self._law(), self.weight, self.masked, self.dropped)
 
-    def _law(self) -> LevelLaw:
+    def _law(self) -> LevelLaw | None:
         match self.levels:
             case "adaptive":
-                return Adaptive()
+                return None
             case "even":
                 return Even()
             case "normal":
@@ -147,4 +148,4 @@ class DiffusionConfig(ImageConfig):
 
     def _asking(self) -> Asking:
         ode = self.likelihood == "ode"
-        return Asking(SOLVERS[self.solver], self.steps, self.draws, self.bounded, ode, self.probes, self.guidance)
+        return Asking(SOLVERS[self.solver], self.steps, self.draws, self.bounded, ode, self.probes, self.ode_steps, self.guidance)

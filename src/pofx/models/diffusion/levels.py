@@ -19,7 +19,7 @@ _MEMORY = 0.98  # of a bin's mean, at each look
 _EVEN = 0.1  # of the levels are drawn evenly, whatever was learned
 
 
-class LevelLaw(nn.Module, abc.ABC):
+class LevelLaw(abc.ABC):
     """q(ln s) between two ends."""
 
     @abc.abstractmethod
@@ -29,9 +29,6 @@ class LevelLaw(nn.Module, abc.ABC):
     @abc.abstractmethod
     def density(self, log_s: Tensor, ends: Tensor) -> Tensor:
         """q(ln s)."""
-
-    def see(self, log_s: Tensor, integrand: Tensor, ends: Tensor) -> None:
-        """Hear what |x_0 - D|^2 / s^2 was, (N,) each."""
 
 
 class Even(LevelLaw):
@@ -56,7 +53,6 @@ class LogNormal(LevelLaw):
     """
 
     def __init__(self, mean: float = -0.5, deviation: float = 1.2) -> None:
-        super().__init__()
         self.mean, self.deviation = mean, deviation
 
     def place(self, u: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
@@ -81,7 +77,6 @@ class AlongPath(LevelLaw):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self.path = path
 
     def place(self, u: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
@@ -97,17 +92,22 @@ class AlongPath(LevelLaw):
         return slope / (last - first)
 
 
-class Adaptive(LevelLaw):
+class Adaptive(nn.Module, LevelLaw):
     """q proportional to the mean integrand at each level, as learning has met it: every draw then says about as much of the bound.
 
-    A histogram over ln s; a tenth of the levels are drawn evenly.
+    A histogram over ln s; a tenth of the levels are drawn evenly. It also knows how much of the integrand follows |eps|^2, whose mean is
+    known: near the data x_0 - D is hardly more than s eps, and what |eps|^2 is off by chance can be taken off again.
     """
 
     integrand: Tensor
+    chance: Tensor
+    spread: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("integrand", torch.ones(_BINS))
+        self.register_buffer("chance", torch.zeros(_BINS))  # covariance of the integrand and |eps|^2
+        self.register_buffer("spread", torch.ones(_BINS))  # variance of |eps|^2
 
     @property
     def shares(self) -> Tensor:
@@ -124,12 +124,19 @@ class Adaptive(LevelLaw):
         return self.shares[self._bin(log_s, ends)] * _BINS / (ends[1] - ends[0])
 
     @torch.no_grad()
-    def see(self, log_s: Tensor, integrand: Tensor, ends: Tensor) -> None:  # noqa: D102
-        bin_of, nothing = self._bin(log_s, ends), torch.zeros_like(self.integrand)
-        total = nothing.index_add(0, bin_of, integrand.to(nothing))
-        count = nothing.index_add(0, bin_of, torch.ones_like(integrand, dtype=nothing.dtype))
-        seen = torch.where(count > 0, total / count.clamp_min(1), self.integrand)
-        self.integrand.lerp_(seen.clamp_min(1e-6), 1 - _MEMORY)
+    def see(self, log_s: Tensor, integrand: Tensor, excess: Tensor, ends: Tensor) -> None:
+        """Hear what |x_0 - D|^2 / s^2 was, and |eps|^2 less its mean, (N,) each."""
+        bin_of = self._bin(log_s, ends)
+        count = torch.zeros_like(self.integrand).index_add(0, bin_of, torch.ones_like(self.integrand[bin_of]))
+        about = integrand - self.integrand[bin_of]
+        for kept, now in ((self.integrand, integrand), (self.chance, about * excess), (self.spread, excess.square())):
+            mean = torch.zeros_like(kept).index_add(0, bin_of, now.to(kept)) / count.clamp_min(1)
+            kept.lerp_(torch.where(count > 0, mean, kept), 1 - _MEMORY)
+        self.integrand.clamp_min_(1e-6)
+
+    def slope(self, log_s: Tensor, ends: Tensor) -> Tensor:
+        """How much the integrand rises with |eps|^2, (N,): the control variate's coefficient."""
+        return (self.chance / self.spread.clamp_min(1e-6))[self._bin(log_s, ends)]
 
     def _bin(self, log_s: Tensor, ends: Tensor) -> Tensor:
         return ((log_s - ends[0]) / (ends[1] - ends[0]) * _BINS).long().clamp(0, _BINS - 1)

@@ -1,0 +1,444 @@
+"""The diffusion model against closed forms: an exact denoiser in place of the network, laws of independent values, normal data."""
+
+import math
+
+import pytest
+import torch
+
+import pofx
+from pofx.domain import Domain, Variable, VariableKind
+from pofx.errors import DataError, OptionError
+from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
+from pofx.models.diffusion.exact import ExactDenoiser
+from pofx.models.diffusion.families import DiffusionConfig
+from pofx.models.diffusion.heads import Heads
+from pofx.models.diffusion.levels import Adaptive, AlongPath, Even, LogNormal, Steps, Weight
+from pofx.models.diffusion.path import PATHS, Prediction, Target, path_of
+from pofx.models.diffusion.views import View, some_hidden
+from pofx.types import Kind
+
+K = VariableKind
+E = math.e
+MIXED = Domain(
+    (
+        Variable("height", K.REAL),
+        Variable("grade", K.ORDINAL, levels=("low", "middle", "high")),
+        Variable("kind", K.CATEGORICAL, levels=("a", "b", "c", "d")),
+        Variable("visits", K.COUNT, lower=2, upper=7),
+        Variable("on", K.BINARY, levels=(False, True)),
+    )
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def mixture(dim=2):
+    g = seeded(4)
+    root = 0.4 * torch.randn(3, dim, dim, generator=g)
+    p = ExactDenoiser(torch.tensor([0.5, 0.3, 0.2]), 1.2 * torch.randn(3, dim, generator=g), root @ root.mT + 0.05 * torch.eye(dim))
+    centred = p.mean - p.moments()[0]
+    return ExactDenoiser(p.weight, centred, p.covariance)
+
+
+class Exact(torch.nn.Module):
+    """An exact denoiser in the place of a network that predicts x_0."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, v, view, u, c):
+        s = u.exp()
+        return self.p(v * (1 + s.square()).sqrt(), s)
+
+
+def exact(p, asking=Asking(), span=(0.002, 80.0)):  # noqa: B008
+    """The diffusion model whose network is the exact denoiser of p, after it has met some rows."""
+    domain = Domain.real(p.dim)
+    model = Diffusion(domain, None, Heads(domain, Prediction(Target.X0)), Exact(p), Learning(Even()), asking, span)
+    model.variance.copy_(p.moments()[1].diagonal())
+    for k in range(200):
+        model.loss(p.sample(256, generator=seeded(k)), generator=seeded(k + 1000))
+    return model.eval()
+
+
+# -- paths and predictions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", Target)
+@pytest.mark.parametrize("path", PATHS)
+def test_every_prediction_gives_back_what_it_was_made_of(path, target):
+    g, s = seeded(), torch.tensor([0.05, 0.3, 1.0, 4.0, 20.0])[:, None]
+    x_0, eps = torch.randn(5, 3, generator=g), torch.randn(5, 3, generator=g)
+    prediction = Prediction(target, path_of(path), deviation=0.7)
+    f = prediction.of(x_0, eps, s)
+    # at s = 20 the rows of x_0 are divided by eps' share; rounding is s times as large
+    torch.testing.assert_close(prediction.denoised(f, x_0 + s * eps, s), x_0, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_time_and_level_are_inverse(path):
+    s = torch.tensor([0.02, 0.3, 1.0, 5.0, 40.0])
+    torch.testing.assert_close(path.level(path.time(s)), s, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_flow_is_the_drift_of_the_probability_flow(path):
+    """alpha' D + sigma' (x - alpha D) / sigma = f x - g^2 score / 2, f = alpha' / alpha, g^2 = 2 sigma sigma' - 2 f sigma^2."""
+    p, t = mixture(), torch.full((6, 1), 0.37)
+    alpha, sigma, (d_alpha, d_sigma) = path.alpha(t), path.sigma(t), path.slopes(t)
+    y = p.sample(6, generator=seeded()) + sigma / alpha * torch.randn(6, 2, generator=seeded(1))
+    x, mean = alpha * y, p(y, sigma / alpha)
+    flow = d_alpha * mean + d_sigma * (x - alpha * mean) / sigma
+    f, score = d_alpha / alpha, (alpha * mean - x) / sigma.square()
+    drift = f * x - 0.5 * (2 * sigma * d_sigma - 2 * f * sigma.square()) * score
+    torch.testing.assert_close(flow, drift, atol=1e-11, rtol=1e-11)
+
+
+def test_edm_predicts_with_the_posterior_mean_of_a_normal_at_zero():
+    s, y, v = torch.tensor([[0.1], [1.0], [30.0]]), torch.tensor([[0.4], [-2.0], [11.0]]), 0.7**2
+    assert torch.allclose(Prediction(Target.EDM, deviation=0.7).denoised(torch.zeros_like(y), y, s), v / (v + s.square()) * y)
+
+
+def test_an_unknown_path_is_named():
+    with pytest.raises(OptionError, match="one of vp, cosine, linear, ve, edm, got 'up'"):
+        path_of("up")
+
+
+# -- levels ------------------------------------------------------------------------------------------
+
+
+def bumped():
+    law = Adaptive()
+    law.integrand.copy_(1 + 50 * torch.linspace(-2, 2, len(law.integrand)).square().neg().exp())
+    return law
+
+
+@pytest.mark.parametrize("law", [Even(), LogNormal(), bumped(), *(AlongPath(path) for path in PATHS.values())])
+def test_levels_have_the_density_they_say(law):
+    """place is the inverse of the integral of the density."""
+    ends = torch.tensor([0.01, 30.0]).log()
+    log_s = torch.linspace(float(ends[0]), float(ends[1]), 200_001)
+    density = law.density(log_s, ends)
+    upto = torch.cat((torch.zeros(1), torch.cumulative_trapezoid(density, log_s)))
+    assert abs(float(upto[-1]) - 1) < 1e-4
+    u = torch.tensor([0.03, 0.2, 0.5, 0.9, 0.99])
+    at = law.place(u, ends)
+    assert torch.allclose(upto[torch.searchsorted(log_s, at).clamp_max(200_000)], u, atol=2e-4)
+
+
+def test_adaptive_levels_go_where_the_integrand_is():
+    law, ends = Adaptive(), torch.tensor([-4.0, 4.0])
+    for _ in range(400):
+        log_s = law.place(torch.rand(256, generator=seeded()), ends)
+        law.see(log_s, (-(log_s**2)).exp() * 10, torch.zeros(256), ends)
+    middle = law.place(torch.tensor([0.1, 0.9]), ends)
+    assert float(middle.abs().max()) < 2  # of even levels 3.2
+
+
+def test_edm_weight_is_a_unit_of_loss_at_each_level():
+    """Of a network of zeros, with normal data of unit variance, w |x_0 - D|^2 / s^2 has mean 1."""
+    s = torch.tensor([0.02, 0.5, 3.0, 40.0])
+    error = s.square() / (1 + s.square())  # the posterior variance
+    assert torch.allclose(Weight.EDM.at(s.log(), torch.ones(4)) * error / s.square(), torch.ones(4))
+
+
+# -- the bound ---------------------------------------------------------------------------------------
+
+
+def test_the_bound_of_the_exact_denoiser_is_tight():
+    """As s_min falls and s_max rises the gap closes: at 0.002 and 80 it is the error of the average, 4.9 of them once in 10^6 runs."""
+    p = mixture()
+    x = p.sample(400, generator=seeded(1))
+    value, error = exact(p, Asking(draws=256)).log_prob_and_error(x, generator=seeded(2))
+    gap = p.log_prob(x) - value
+    assert abs(float(gap.mean())) < 4.9 * float(error.square().sum().sqrt() / len(x)) + 0.002
+    assert float(error.mean()) < 0.3, "0.9 where what |eps|^2 is off by chance is left in"
+
+
+@pytest.mark.parametrize("steps", [5, 20, 100])
+def test_the_bound_of_few_steps_has_its_closed_form(steps):
+    """Normal data N(0, v): the gap is KL to the prior, the decoder's, and that of each step's variance, rho - 1 - ln rho over 2."""
+    v, s_min, s_max = 0.7, 0.05, 20.0
+    p = ExactDenoiser(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), v))
+    levels = torch.linspace(math.log(s_min), math.log(s_max), steps + 1).exp()
+    t, s = levels[:-1], levels[1:]
+    after = v * t.square() / (v + t.square())  # variance of x_0 given y_t
+    expected = 0.5 * math.log(2 * math.pi * E * v)
+    # E of the bound: decoder and steps by E |x_0 - D(y_s)|^2 = v s^2 / (v + s^2)
+    mean_error = v * s.square() / (v + s.square())
+    nats = 0.5 * (math.log(2 * math.pi * s_min**2) + 1) + (0.5 * (1 / t.square() - 1 / s.square()) * mean_error).sum()
+    ratio = s_max**2 / (v + s_max**2)
+    nats = nats + 0.5 * (ratio - 1 - math.log(ratio) + v / (v + s_max**2))
+    assert float(nats) > expected
+    assert float((after > 0).all())
+    model = exact(p, Asking(draws=64, steps_bounded=steps), (s_min, s_max))
+    x = p.sample(20_000, generator=seeded(3))
+    found = -model.log_prob(x, generator=seeded(5))
+    assert abs(float(found.mean() - nats)) < 4.9 * float(found.std()) / math.sqrt(len(x))  # fails once in 10^6
+
+
+def test_the_gap_on_normal_data_is_its_closed_form():
+    """Continuous time, N(0, v): -log p = bound + ln(1 + s_min^2 / v) / 2 + KL to the prior, in the mean over x, to quadrature."""
+    v, s_min, s_max = 0.7, 0.3, 10.0
+    p = ExactDenoiser(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), v))
+    model, x = exact(p, Asking(draws=128), (s_min, s_max)), p.sample(20_000, generator=seeded(3))
+    gap = p.log_prob(x) - model.log_prob(x, generator=seeded(4))
+    # E gap = E KL(q(y_min | x) p(x) || p(y_min) p(x | y_min)): the decoder N(y, s_min^2) against the posterior, both ends normal
+    integral = 0.5 * (math.log(s_max**2 / (v + s_max**2)) - math.log(s_min**2 / (v + s_min**2)))
+    ratio = s_max**2 / (v + s_max**2)
+    bound = 0.5 * (math.log(2 * math.pi * s_min**2) + 1) + integral + 0.5 * (ratio - 1 - math.log(ratio) + v / (v + s_max**2))
+    expected = bound - 0.5 * math.log(2 * math.pi * E * v)
+    assert abs(float(gap.mean()) - expected) < 4.9 * float(gap.std()) / math.sqrt(len(x))
+    assert expected > 0.05
+
+
+def test_steps_tend_to_continuous_time():
+    ends, u = torch.tensor([-3.0, 3.0]), torch.linspace(0.05, 0.95, 7)
+    log_s, weight = Steps(100_000).at(u, ends)
+    assert torch.allclose(log_s, Even().place(u, ends), atol=1e-4)
+    assert torch.allclose(weight, 1 / Even().density(log_s, ends), rtol=1e-4)
+
+
+def test_the_odes_likelihood_is_that_of_the_mixture():
+    p = mixture()
+    x = p.sample(64, generator=seeded(1))
+    model = exact(p, Asking(ode=True))
+    assert model.density is Kind.ESTIMATE
+    value, error = model.log_prob_and_error(x)
+    assert float((value - p.log_prob(x)).abs().max()) < 2e-3  # the data are noised by s_min = 0.002
+    assert float(error.max()) == 0
+    z = model.encode(x)
+    assert torch.allclose(model.decode(z), x, atol=1e-3)
+    assert abs(float(z.var()) - 1) < 0.4
+
+
+def test_draws_are_of_the_mixture():
+    p = mixture()
+    x = exact(p, Asking(steps=40)).sample(4000, generator=seeded())
+    mean, covariance = p.moments()
+    error = (covariance.diagonal() / 4000).sqrt()
+    assert ((x.mean(0) - mean).abs() < 5 * error + 0.01).all()  # 5 errors of two means: once in 10^6; the solver's is below 0.01
+    assert torch.allclose(x.T.cov(), covariance, atol=0.12)
+
+
+# -- values ------------------------------------------------------------------------------------------
+
+
+def pixels(levels=17, dim=5):
+    return Domain.counts((dim,), levels)
+
+
+def of_values(domain):
+    return DiffusionConfig(net="mlp", width=16, blocks=1).build(domain).eval()
+
+
+def test_a_network_of_zeros_has_a_bound_of_log_k():
+    """17 values with no frequencies: log2 17 bits a variable, to the error of the average."""
+    domain = pixels()
+    model = of_values(domain)
+    model.heads.parts[0].scale.fill_(4.0)
+    model.ends.copy_(torch.tensor([0.25 / 8, 200.0]).log())
+    x = torch.randint(0, 17, (400, 5), generator=seeded()).double()
+    value, error = (part.detach() for part in model.log_prob_and_error(x, generator=seeded(1)))
+    total = -value.mean() / 5
+    assert abs(float(total) - math.log(17)) < 4.9 * float(error.mean()) / math.sqrt(400) / 5 + 0.003
+
+
+def test_a_network_of_zeros_is_the_law_of_independent_variables():
+    """With b = log of the frequencies the bound's mean over the rows is their entropy, mixed kinds alike."""
+    g = seeded()
+    p = torch.tensor([0.1, 0.5, 0.05, 0.35])
+    kind, grade = (torch.multinomial(w, 3000, replacement=True, generator=g) for w in (p, p[:3] / p[:3].sum()))
+    domain = MIXED.select([1, 2])
+    x = torch.stack((grade, kind), 1).double()
+    model = of_values(domain)
+    model.initialise(x)
+    counts = [torch.bincount(column, minlength=k) / 3000 for column, k in ((grade, 3), (kind, 4))]
+    entropy = -sum(float((share * share.log()).sum()) for share in counts)
+    value, error = model.log_prob_and_error(x, generator=seeded(1))
+    # the bound is 0.01 below for the prior; its own error is that of 3,000 averages
+    gap = -float(value.mean()) - entropy
+    assert -4.9 * float(error.square().sum().sqrt()) / 3000 < gap < 0.02 + 4.9 * float(error.square().sum().sqrt()) / 3000
+
+
+def test_a_mixed_row_goes_to_its_coordinates_and_back():
+    g = seeded()
+    x = torch.stack([torch.randn(50, generator=g), *(torch.randint(0, k, (50,), generator=g).double() for k in (3, 4, 6, 2))], 1)
+    x[:, 3] += 2
+    model = of_values(MIXED)
+    model.initialise(x)
+    heads = model.heads
+    assert heads.width == 1 + 1 + 4 + 1 + 1
+    x_0 = heads.embed(x)
+    torch.testing.assert_close(heads.read(x_0), x)
+    assert torch.allclose(heads.embed(x).mean(0)[0], torch.zeros(()), atol=1e-12)
+    # near the data D is the value itself: the noise of a coordinate says which it is, whatever the network
+    s = torch.full((50, 1), 0.01)
+    out = torch.randn(50, sum(heads.outputs), generator=g)
+    near = heads.denoised(out, x_0 + s * torch.randn(x_0.shape, generator=g), s)
+    assert torch.allclose(near[:, 1:], x_0[:, 1:], atol=1e-6)
+
+
+def test_the_law_of_a_value_is_bayes_rule():
+    """p(v | y) by hand, of an ordered and an unordered variable."""
+    model = of_values(MIXED.select([1, 2]))
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [1.0, 0.0], [1.0, 2.0]])
+    model.initialise(x)
+    ordered, unordered = model.heads.parts
+    g, s = seeded(), torch.tensor([[0.4], [2.0]])
+    a, y = torch.randn(2, 4, generator=g), torch.randn(2, 4, generator=g)
+    corners = torch.stack([unordered.embed(torch.tensor([[float(v)]]))[0] for v in range(4)])
+    by_hand = (a + unordered.bias[0] - 0.5 * ((y[:, None] - corners) / s[..., None]).square().sum(-1)).log_softmax(-1)
+    torch.testing.assert_close(unordered.shares(a, y, s)[:, 0], by_hand)
+    places = torch.stack([ordered.embed(torch.tensor([[float(v)]]))[0] for v in range(3)])[:, 0]
+    by_hand = (a[:, :3] + ordered.bias[0] - 0.5 * ((y[:, :1] - places) / s).square()).log_softmax(-1)
+    torch.testing.assert_close(ordered.shares(a[:, :3], y[:, :1], s)[:, 0], by_hand)
+
+
+def test_a_value_that_is_none_has_probability_0():
+    model = of_values(MIXED.select([1, 3]))
+    model.initialise(torch.tensor([[0.0, 2.0], [1.0, 5.0], [2.0, 7.0]]))
+    x = torch.tensor([[3.0, 2.0], [1.5, 2.0], [1.0, 1.0], [1.0, 8.0], [1.0, 2.0], [math.inf, 2.0]])
+    value = model.log_prob(x, generator=seeded())
+    assert value.isinf().tolist() == [True, True, True, True, False, True]
+
+
+# -- parts of a row ----------------------------------------------------------------------------------
+
+
+def test_cells_are_noised_given_or_absent():
+    view = View(torch.zeros(5000, 6), torch.zeros(5000, 6), (torch.arange(6) == 2).double().expand(5000, 6))
+    some = some_hidden(view, 0.5, seeded())
+    assert bool((some.given + some.absent + some.noised == 1).all())
+    assert bool((some.absent[:, 2] == 1).all()), "a missing cell is absent"
+    whole = (some.noised.sum(1) == 5).double().mean()
+    assert 0.5 < float(whole) < 0.68  # half are left as they are, and some of the others by chance
+    assert some_hidden(view, 0.0, seeded()).given.sum() == 0
+
+
+def test_what_is_absent_or_given_is_not_read_from_the_noise():
+    domain = Domain.real(3)
+    model = DiffusionConfig(width=16, blocks=1).build(domain).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=seeded())
+    flags = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    view, s = View(torch.tensor([[0.3, 0.0, 0.0]]), *flags), torch.tensor([[0.5]])
+    y = torch.tensor([[9.0, -7.0, 0.4]])
+    other = torch.tensor([[-1.0, 2.0, 0.4]])
+    assert float(model.denoised(y, s, view)[0, 2]) == float(model.denoised(other, s, view)[0, 2])
+    moved = view._replace(x_0=torch.tensor([[0.9, 0.0, 0.0]]))
+    assert float(model.denoised(y, s, view)[0, 2]) != float(model.denoised(y, s, moved)[0, 2]), "what is given is seen"
+
+
+@pytest.fixture(scope="module")
+def correlated():
+    """A normal of two variables, r = 0.8, and a count that follows the first."""
+    torch.set_default_dtype(torch.float64)
+    g = seeded()
+    z = torch.randn(3000, 2, generator=g)
+    x = torch.stack((z[:, 0], 0.8 * z[:, 0] + 0.6 * z[:, 1], (z[:, 0] > 0).double()), 1)
+    domain = Domain((*Domain.real(2).variables, Variable("up", K.BINARY, levels=(0, 1))))
+    return pofx.fit(x.numpy(), "diffusion", schema=domain, width=64, blocks=2, max_epochs=60, progress=False, dropout=0.0, masked=0.5)
+
+
+@pytest.mark.slow
+def test_it_learns_conditionals_and_marginals(correlated):
+    """Against the closed forms; a learned network's errors are not statistical, so the bounds are what a good fit keeps."""
+    given = correlated.conditional(x0=1.0)
+    assert given.approximation
+    draws = torch.tensor(given.sample(4000, seed=1))
+    assert abs(float(draws[:, 0].mean()) - 0.8) < 0.08
+    assert abs(float(draws[:, 0].std()) - 0.6) < 0.06
+    assert float(draws[:, 1].mean()) > 0.97, "the sign of what is known"
+    alone = correlated.marginal("x1")
+    values = torch.linspace(-2, 2, 9)[:, None]
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(values[:, 0])
+    assert torch.allclose(torch.tensor(alone.log_prob(values.numpy()).value), expected, atol=0.15)
+    filled = correlated.impute([[1.5, float("nan"), float("nan")]])
+    assert abs(float(filled[0][1]) - 1.2) < 0.25
+    assert float(filled[0][2]) == 1
+
+
+@pytest.mark.slow
+def test_its_bound_is_near_the_entropy(correlated):
+    """h(x0, x1) = ln(2 pi e 0.6): the third variable is told by the first but at the boundary."""
+    g = seeded(7)
+    z = torch.randn(2000, 2, generator=g)
+    x = torch.stack((z[:, 0], 0.8 * z[:, 0] + 0.6 * z[:, 1], (z[:, 0] > 0).double()), 1)
+    found = correlated.score(x.numpy())
+    truth = -math.log(2 * math.pi * E * 0.6)
+    assert found.kind is Kind.BOUND
+    assert truth - 0.25 < float(found) < truth + 5 * float(found.error)
+
+
+def test_parts_are_refused_where_they_were_not_learned():
+    model = DiffusionConfig(width=16, blocks=1, masked=0.0).build(Domain.real(2)).eval()
+    assert model.answers("conditional") is Kind.NONE
+
+
+# -- guidance and conditions -------------------------------------------------------------------------
+
+
+def test_guidance_goes_past_the_condition():
+    context = Domain.real(1)
+    model = DiffusionConfig(width=16, blocks=1, guidance=2.0).build(Domain.real(2), context).eval()
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            parameter.normal_(std=0.3, generator=seeded())
+    view, c = model._view(torch.zeros(3, 2)), torch.tensor([[0.5], [1.0], [-1.0]])
+    y, s = torch.randn(3, 2, generator=seeded(1)), torch.full((3, 1), 0.7)
+    told, alone = model.denoised(y, s, view, c), model.denoised(y, s, view, torch.full_like(c, torch.nan))
+    assert not torch.allclose(told, alone)
+    torch.testing.assert_close(model.denoiser(view, c)(y, s), told + 2 * (told - alone))
+
+
+# -- nothing depends on how many rows there are ------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [DiffusionConfig(width=16, blocks=1), DiffusionConfig(net="unet", channels=(8, 16), shape=(4, 4))])
+def test_a_row_alone_is_as_in_a_batch(family):
+    domain = Domain.real(16)
+    model = family.build(domain).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2, generator=seeded())
+    x, s = torch.randn(6, 16, generator=seeded(1)), torch.linspace(0.1, 3, 6)[:, None]
+    whole = model.denoised(x, s, model._view(x))
+    for i in range(6):
+        torch.testing.assert_close(model.denoised(x[i : i + 1], s[i : i + 1], model._view(x[i : i + 1])), whole[i : i + 1])
+    torch.testing.assert_close(torch.cat([model.encode(part) for part in x.split(2)]), model.encode(x))
+    ode = Diffusion(domain, None, model.heads, model.net, model.learning, Asking(ode=True, ode_steps=6))
+    torch.testing.assert_close(torch.cat([ode.log_prob(part) for part in x.split(1)]), ode.log_prob(x))
+
+
+# -- bad input ---------------------------------------------------------------------------------------
+
+
+def test_the_odes_likelihood_is_of_reals():
+    with pytest.raises(OptionError, match="likelihood='ode' is of real variables"):
+        DiffusionConfig(likelihood="ode").build(MIXED)
+
+
+def test_levels_must_rise():
+    with pytest.raises(OptionError, match=r"noise goes from s_min up to s_max, got 2\.0 and 1\.0"):
+        DiffusionConfig(s_min=2.0, s_max=1.0).build(Domain.real(2))
+
+
+def test_a_unet_is_for_images():
+    with pytest.raises(OptionError, match=r"net='unet' is for images of pixels that are alike, got shape \(5,\)"):
+        DiffusionConfig(net="unet").build(MIXED)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(OptionError, match="family 'diffusion', option 'steps': Input should be greater than or equal to 1, got 0"):
+        pofx.fit([[0.0, 1.0], [1.0, 0.5], [0.2, 0.2]], "diffusion", steps=0)
+
+
+def test_evidence_that_contradicts_the_domain_is_refused():
+    model = pofx.fit([[0.1, 1], [1.1, 0], [0.2, 1], [0.4, 0]] * 6, "diffusion", schema={"x1": "binary"}, width=16, blocks=1, max_epochs=1)
+    with pytest.raises(DataError, match="column 'x1' has no level 7"):
+        model.conditional(x1=7)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from pofx.models.diffusion.levels import Adaptive, LevelLaw, Steps, Weight
 from pofx.models.diffusion.views import View, some_hidden
 from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
+from pofx.samplers.guidance import ClassifierFree
 from pofx.samplers.levels import Levels, log_uniform
 from pofx.samplers.ode import RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
@@ -173,13 +175,10 @@ class Diffusion(Model):
 
     def denoiser(self, view: View, c: Context | None = None) -> Denoise:
         """D(y, s) of rows, guided where that was asked for."""
-        w = self.asking.guidance
-
-        def denoise(y: Tensor, s: Tensor) -> Tensor:
-            told = self.denoised(y, s, view, c)
-            return told if c is None or not w else told + w * (told - self.denoised(y, s, view, torch.full_like(c, torch.nan)))
-
-        return denoise
+        told = partial(self.denoised, view=view, c=c)
+        if c is None or not self.asking.guidance:
+            return told
+        return ClassifierFree(told, partial(self.denoised, view=view, c=torch.full_like(c, torch.nan)), self.asking.guidance)
 
     def denoised(self, y: Coordinates, s: Tensor, view: View, c: Context | None = None) -> Coordinates:
         """D(y, s), (N, E) for levels (N, 1); of coordinates that are noised."""

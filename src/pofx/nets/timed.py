@@ -35,7 +35,7 @@ class TimeEmbedding(nn.Module):
 
 
 class TimedMLP(nn.Module):
-    """h_0 = W_0 w(v), h_k = h_k-1 + B_k silu(A_k norm(h_k-1) + E_k silu(e(u) + C c)), out = W norm(h_K) + b; the last layer starts at zero.
+    """h_0 = W_0 w(v), h_k = h_k-1 + B_k silu(A_k silu(h_k-1) + E_k silu(e(u) + C c)), out = W silu(h_K) + b; the last layer starts at zero.
 
     Args:
         inputs: width of v.
@@ -64,7 +64,6 @@ class TimedMLP(nn.Module):
         self.embed = nn.Linear(context, width, bias=False) if context else None
         self.first, self.last = nn.Linear(inputs * self.waves.width, width), nn.Linear(width, outputs)
         self.blocks: list[TimedBlock] = nn.ModuleList(TimedBlock(width, dropout) for _ in range(blocks))  # type: ignore[assignment]
-        self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -75,21 +74,20 @@ class TimedMLP(nn.Module):
         h = self.first(self.waves(v.T).T if self.waves.count else v)
         for block in self.blocks:
             h = block(h, e)
-        out: Tensor = self.last(self.norm(h))
+        out: Tensor = self.last(silu(h))
         return out
 
 
 class TimedBlock(nn.Module):
-    """h + B silu(A norm(h) + E e)."""
+    """h + B silu(A silu(h) + E e)."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.norm = nn.LayerNorm(width)
         self.inner, self.outer, self.time = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         """(N, width), (N, width) -> (N, width)."""
-        within = silu(self.inner(self.norm(h)) + self.time(e))
+        within = silu(self.inner(silu(h)) + self.time(e))
         after: Tensor = h + self.outer(dropout(within, self.dropout, self.training))
         return after

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pofx.domain import Domain
 from pofx.models.base import Model, labelled
 from pofx.models.diffusion.heads import Coordinates, Heads, Reals
-from pofx.models.diffusion.levels import Adaptive, LevelLaw, Steps, Weight
+from pofx.models.diffusion.levels import LevelLaw, Met, Steps, Weight
 from pofx.models.diffusion.views import View, some_hidden
 from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
@@ -31,14 +31,14 @@ class Learning:
     """How the network learns.
 
     Args:
-        law: q(ln s), which levels a row is met at; None: as the bound's parts are large.
+        law: q(ln s), which levels a row is met at; None: as the parts of the loss are large.
         weight: how much each counts.
         masked: share of the rows that show and hide some of their cells, so that conditionals are learned, too.
         dropped: share of the rows whose condition is left out, so that guidance has something to compare with.
     """
 
     law: LevelLaw | None = None
-    weight: Weight = Weight.ELBO
+    weight: Weight = Weight.BALANCED
     masked: float = 0.0
     dropped: float = 0.0
 
@@ -115,7 +115,7 @@ class Diffusion(Model):
     ) -> None:
         super().__init__(domain, context)
         self.heads, self.net = heads, net
-        self.met = Adaptive()  # where the bound is large, as learning has met it
+        self.met = Met()
         self.learning, self.asking, self.span = learning, asking, span
         self.density = Kind.ESTIMATE if asking.ode else Kind.BOUND
         self.register_buffer("ends", torch.tensor([span[0] or 0.01, span[1] or widest(heads.width)]).log())
@@ -146,7 +146,7 @@ class Diffusion(Model):
         if not self.training:
             return -self._bound(x, view, c, _JUDGED, generator)
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
-        law = self.learning.law or self.met
+        law = self.learning.law or self.met.law(self.ends, self.learning.weight)
         log_s = law.place(u, self.ends)
         error, excess = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
         self.met.see(log_s, error.detach(), excess, self.ends)
@@ -227,8 +227,9 @@ class Diffusion(Model):
         """ln s at a share of the levels, and what it counts in the integral over ln s."""
         if self.asking.steps_bounded:
             return Steps(self.asking.steps_bounded).at(u, self.ends)
-        log_s = self.met.place(u, self.ends)
-        return log_s, 1 / self.met.density(log_s, self.ends)
+        law = self.met.law(self.ends)
+        log_s = law.place(u, self.ends)
+        return log_s, 1 / law.density(log_s, self.ends)
 
     def _to_prior(self, view: View) -> Nats:
         """KL(N(x_0, s_max^2) || N(location, variance + s_max^2)) of the noised coordinates."""

@@ -59,9 +59,9 @@ class DiffusionConfig(ImageConfig):
     predict: Target = Field(Target.EDM, description="what the network says of a real variable")
     levels: Literal["adaptive", "even", "normal", "path"] = Field(
         "adaptive",
-        description="ln s that are learned: as the bound's parts are large, evenly, log-normally (EDM), at even times of the path",
+        description="ln s that are learned: as the parts of the loss are large, evenly, log-normally (EDM), at even times of the path",
     )
-    weight: Weight = Field(Weight.ELBO, description="what a level counts; held-out rows are judged by the bound, whatever is learned")
+    weight: Weight = Field(Weight.BALANCED, description="what a level counts; held-out rows are judged by the bound, whatever is learned")
     s_min: float | None = Field(None, gt=0, description="the least noise, in deviations; None: from the data")
     s_max: float | None = Field(None, gt=0, description="the greatest noise; None: forgetting a row costs 0.01 nats")
     masked: float = Field(0.25, ge=0, le=1, description="share of training rows that show and hide cells: so conditionals are learned")

@@ -7,6 +7,7 @@ of the gradient alone.
 
 import abc
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -92,11 +93,30 @@ class AlongPath(LevelLaw):
         return slope / (last - first)
 
 
-class Adaptive(nn.Module, LevelLaw):
-    """q proportional to the mean integrand at each level, as learning has met it: every draw then says about as much of the bound.
+@dataclass(frozen=True)
+class Histogram(LevelLaw):
+    """q that is even within each bin of ln s.
 
-    A histogram over ln s; a tenth of the levels are drawn evenly. It also knows how much of the integrand follows |eps|^2, whose mean is
-    known: near the data x_0 - D is hardly more than s eps, and what |eps|^2 is off by chance can be taken off again.
+    Args:
+        shares: of each bin, from the least level up.
+    """
+
+    shares: Tensor
+
+    def place(self, u: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
+        upto = self.shares.cumsum(0)
+        bin_of = torch.searchsorted(upto, u.contiguous() * upto[-1]).clamp_max(len(upto) - 1)
+        within = (u * upto[-1] - (upto[bin_of] - self.shares[bin_of])) / self.shares[bin_of]
+        return ends[0] + (bin_of + within.clamp(0, 1)) * (ends[1] - ends[0]) / len(upto)
+
+    def density(self, log_s: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
+        return self.shares[bin_at(log_s, ends, len(self.shares))] * len(self.shares) / (ends[1] - ends[0])
+
+
+class Met(nn.Module):
+    """What learning has met, in bins of ln s: the mean of |x_0 - D|^2 / s^2, the bound's integrand, and how it follows the noise.
+
+    Near the data x_0 - D is hardly more than s eps, and what |eps|^2 is off by chance, since its mean is known, can be taken off again.
     """
 
     integrand: Tensor
@@ -109,24 +129,21 @@ class Adaptive(nn.Module, LevelLaw):
         self.register_buffer("chance", torch.zeros(_BINS))  # covariance of the integrand and |eps|^2
         self.register_buffer("spread", torch.ones(_BINS))  # variance of |eps|^2
 
-    @property
-    def shares(self) -> Tensor:
-        """Of each bin."""
-        return (1 - _EVEN) * self.integrand / self.integrand.sum() + _EVEN / _BINS
+    def law(self, ends: Tensor, weight: "Weight | None" = None) -> Histogram:
+        """q proportional to the weighted integrand, so that each draw says about as much of it; a tenth of the levels are drawn evenly.
 
-    def place(self, u: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
-        upto = self.shares.cumsum(0)
-        bin_of = torch.searchsorted(upto, u.contiguous() * upto[-1]).clamp_max(_BINS - 1)
-        within = (u * upto[-1] - (upto[bin_of] - self.shares[bin_of])) / self.shares[bin_of]
-        return ends[0] + (bin_of + within.clamp(0, 1)) * (ends[1] - ends[0]) / _BINS
-
-    def density(self, log_s: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
-        return self.shares[self._bin(log_s, ends)] * _BINS / (ends[1] - ends[0])
+        Args:
+            ends: of ln s.
+            weight: None: the bound's.
+        """
+        middles = ends[0] + (torch.arange(_BINS, device=ends.device) + 0.5) * (ends[1] - ends[0]) / _BINS
+        parts = self.integrand if weight is None else self.integrand * weight.over(middles)
+        return Histogram((1 - _EVEN) * parts / parts.sum() + _EVEN / _BINS)
 
     @torch.no_grad()
     def see(self, log_s: Tensor, integrand: Tensor, excess: Tensor, ends: Tensor) -> None:
         """Hear what |x_0 - D|^2 / s^2 was, and |eps|^2 less its mean, (N,) each."""
-        bin_of = self._bin(log_s, ends)
+        bin_of = bin_at(log_s, ends, _BINS)
         count = torch.zeros_like(self.integrand).index_add(0, bin_of, torch.ones_like(self.integrand[bin_of]))
         about = integrand - self.integrand[bin_of]
         for kept, now in ((self.integrand, integrand), (self.chance, about * excess), (self.spread, excess.square())):
@@ -136,38 +153,45 @@ class Adaptive(nn.Module, LevelLaw):
 
     def slope(self, log_s: Tensor, ends: Tensor) -> Tensor:
         """How much the integrand rises with |eps|^2, (N,): the control variate's coefficient."""
-        return (self.chance / self.spread.clamp_min(1e-6))[self._bin(log_s, ends)]
+        return (self.chance / self.spread.clamp_min(1e-6))[bin_at(log_s, ends, _BINS)]
 
-    def _bin(self, log_s: Tensor, ends: Tensor) -> Tensor:
-        return ((log_s - ends[0]) / (ends[1] - ends[0]) * _BINS).long().clamp(0, _BINS - 1)
+
+def bin_at(log_s: Tensor, ends: Tensor, bins: int) -> Tensor:
+    """The bin of each ln s."""
+    return ((log_s - ends[0]) / (ends[1] - ends[0]) * bins).long().clamp(0, bins - 1)
 
 
 class Weight(StrEnum):
-    """w(s) on |eps - eps_hat|^2.
+    """w on |eps - eps_hat|^2 at a level that was drawn with density q.
 
-    elbo is 1 / q(ln s): the bound itself. simple is 1, as DDPM learns. min-snr is min(1, 5 s^2): min(SNR, 5) on |x_0 - D|^2. edm is
-    1 + s^2, a unit of loss at each level for a network that predicts EDM's target.
+    elbo: 1 / q, the bound itself. balanced: (1 + s^2) / q, the bound and |x_0 - D|^2 together: a level whose noise hides the row tells
+    the bound hardly anything, but there draws begin. The others learn what their levels are drawn by: simple, 1, as DDPM; min-snr,
+    min(1, 5 s^2), that is min(SNR, 5) on |x_0 - D|^2; edm, 1 + s^2, a unit of loss at each level for a network that predicts EDM's target.
 
     Source: Ho, Jain and Abbeel, "Denoising diffusion probabilistic models", NeurIPS 2020, arXiv:2006.11239; Hang et al., "Efficient
-    diffusion training via min-SNR weighting strategy", ICCV 2023, arXiv:2303.09556; Karras et al., NeurIPS 2022, arXiv:2206.00364.
+    diffusion training via min-SNR weighting strategy", ICCV 2023, arXiv:2303.09556; Karras et al., NeurIPS 2022, arXiv:2206.00364. The
+    balance is ours.
     """
 
     ELBO = "elbo"
+    BALANCED = "balanced"
     SIMPLE = "simple"
     MIN_SNR = "min-snr"
     EDM = "edm"
 
-    def at(self, log_s: Tensor, density: Tensor) -> Tensor:
-        """w, (N,), where levels have the density q."""
+    def over(self, log_s: Tensor) -> Tensor:
+        """Before any division by q."""
         match self:
-            case Weight.ELBO:
-                return 1 / density
-            case Weight.SIMPLE:
+            case Weight.ELBO | Weight.SIMPLE:
                 return torch.ones_like(log_s)
+            case Weight.BALANCED | Weight.EDM:
+                return 1 + (2 * log_s).exp()
             case Weight.MIN_SNR:
                 return (5 * (2 * log_s).exp()).clamp_max(1.0)
-            case Weight.EDM:
-                return 1 + (2 * log_s).exp()
+
+    def at(self, log_s: Tensor, density: Tensor) -> Tensor:
+        """w, (N,), where levels have the density q."""
+        return self.over(log_s) / density if self in (Weight.ELBO, Weight.BALANCED) else self.over(log_s)
 
 
 class Steps:

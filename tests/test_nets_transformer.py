@@ -99,7 +99,6 @@ def test_a_patch_of_nothing_is_refused():
 
 WIDTHS, OUTPUTS = (1, 3, 2, 1), (2, 3, 1, 1)
 OPTIONS = {"width": 16, "blocks": 2, "heads": 2}
-STEPS = 250
 
 
 def rows(n):
@@ -185,10 +184,10 @@ def test_one_net_learns_every_conditional_mean():
     x, weight, u = worlds.repeat(27, 1), shares.repeat(27)[:, None] * (1 - given - absent), torch.zeros(216, 1)
     alike = (given[:, None] == given).all(-1) & ((x[:, None] == x) | (given == 0)).all(-1) & (absent[:, None] == absent).all(-1)
     exact = (alike * shares.repeat(27)) @ x / (alike * shares.repeat(27)).sum(1, keepdim=True)
-    net = VariableTransformer((1, 1, 1), (1, 1, 1), width=16, blocks=2, heads=2)
+    net, steps = VariableTransformer((1, 1, 1), (1, 1, 1), width=16, blocks=2, heads=2), 250
     adam = torch.optim.Adam(net.parameters(), 1e-2, foreach=False)
-    for step in range(STEPS):
-        adam.param_groups[0]["lr"] = 1e-2 * (1 - step / STEPS)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
         out = net(x * given, given, absent, u)
         adam.zero_grad()
         ((out - x).square() * weight).sum().backward()

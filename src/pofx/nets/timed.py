@@ -34,6 +34,25 @@ class TimeEmbedding(nn.Module):
         return e
 
 
+class Told(nn.Module):
+    """silu(e(u) + C c), what every block of a net is told.
+
+    Args:
+        outputs: width of it.
+        context: width of c; 0 for none.
+    """
+
+    def __init__(self, outputs: int, context: int) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(outputs)
+        self.condition = nn.Linear(context, outputs, bias=False) if context else None
+
+    def forward(self, u: Tensor, c: Tensor | None = None) -> Tensor:
+        """u (N, 1), c (N, context) -> (N, outputs); no condition is one of zeros."""
+        e: Tensor = self.time(u)
+        return silu(e if self.condition is None or c is None else e + self.condition(c))
+
+
 class TimedMLP(nn.Module):
     """h_0 = W_0 w(v), h_k = h_k-1 + B_k silu(A_k silu(h_k-1) + E_k silu(e(u) + C c)), out = W silu(h_K) + b; the last layer starts at zero.
 
@@ -60,8 +79,7 @@ class TimedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.waves, self.dropout = waves or Waves(), dropout
-        self.time = TimeEmbedding(width)
-        self.embed = nn.Linear(context, width, bias=False) if context else None
+        self.told = Told(width, context)
         self.first, self.last = nn.Linear(inputs * self.waves.width, width), nn.Linear(width, outputs)
         self.blocks: list[TimedBlock] = nn.ModuleList(TimedBlock(width, dropout) for _ in range(blocks))  # type: ignore[assignment]
         nn.init.zeros_(self.last.weight)
@@ -69,9 +87,7 @@ class TimedMLP(nn.Module):
 
     def forward(self, v: Tensor, u: Tensor, c: Tensor | None = None) -> Tensor:
         """v (N, inputs), u (N, 1), c (N, context) -> (N, outputs)."""
-        e = self.time(u)
-        e = silu(e if self.embed is None or c is None else e + self.embed(c))
-        h = self.first(self.waves(v.T).T if self.waves.count else v)
+        e, h = self.told(u, c), self.first(self.waves(v.T).T)
         for block in self.blocks:
             h = block(h, e)
         out: Tensor = self.last(silu(h))

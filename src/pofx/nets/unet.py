@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, interpolate, pad, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import dropout, interpolate, pad, pixel_shuffle, pixel_unshuffle, silu
 
-from pofx.nets.timed import TimeEmbedding
+from pofx.nets.timed import Told
+from pofx.nets.transformer import attention, exacting
 
 _GROUPS = 8  # of channels that are normalised together
 _HEAD = 32  # channels of an attention head
@@ -16,8 +17,8 @@ class UNet(nn.Module):
     """Residual blocks at each scale on the way down and on the way up, which hears what the way down saw at that scale.
 
     Pixels are first taken together in squares of `patch` x `patch` (space to depth): a patch of 2 makes it four times as fast. Each scale
-    halves the sides; the coarsest has self-attention. A number for each channel and place is added at the start. The last layer starts at
-    zero.
+    halves the sides; the coarsest has self-attention. A number for each channel and place is added at the start. The last layer looks at
+    each place alone, and starts at zero.
 
     Source: Ronneberger, Fischer and Brox, "U-Net", MICCAI 2015, arXiv:1505.04597; with time and attention: Ho, Jain and Abbeel, "Denoising
     diffusion probabilistic models", NeurIPS 2020, arXiv:2006.11239.
@@ -50,8 +51,7 @@ class UNet(nn.Module):
         self.padding = tuple(-side % patch for side in sides)
         squares = [-(-side // patch) for side in sides]
         told = 4 * widths[0]
-        self.time = TimeEmbedding(told)
-        self.embed = nn.Linear(context, told, bias=False) if context else None
+        self.told = Told(told, context)
         self.first = nn.Conv2d(inputs * patch**2, widths[0], 3, padding=1)
         self.place = nn.Parameter(torch.zeros(widths[0], *squares))
         self.down: list[Stage] = nn.ModuleList(  # type: ignore[assignment]
@@ -61,16 +61,17 @@ class UNet(nn.Module):
         self.up: list[Stage] = nn.ModuleList(  # type: ignore[assignment]
             Stage(after + width, width, told, blocks, dropout) for after, width in zip((*widths[1:], widths[-1]), widths, strict=True)
         )
-        self.norm = nn.GroupNorm(_GROUPS, widths[0])
-        self.last = nn.Conv2d(widths[0], outputs * patch**2, 3, padding=1)
+        self.norm = _norm(widths[0])
+        self.last = nn.Conv2d(widths[0], outputs * patch**2, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, v: Tensor, u: Tensor, c: Tensor | None = None) -> Tensor:
         """v (N, inputs, H, W), u (N, 1), c (N, context) -> (N, outputs, H, W)."""
-        e = self.time(u)
-        e = silu(e if self.embed is None or c is None else e + self.embed(c))
-        h = self.first(pixel_unshuffle(pad(v, (0, self.padding[1], 0, self.padding[0])), self.patch)) + self.place
+        e = self.told(u, c)
+        squares = pixel_unshuffle(pad(v, (0, self.padding[1], 0, self.padding[0])), self.patch)
+        # Convolutions are quicker with channels last, of which torch's norms have no forward derivatives.
+        h = self.first(squares if exacting(self) else squares.contiguous(memory_format=torch.channels_last)) + self.place
         seen = []
         for scale, stage in enumerate(self.down):
             h = stage(h if scale == 0 else _halved(h), e)
@@ -112,7 +113,7 @@ class TimedConvolutions(nn.Module):
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         """(N, inputs, H, W), (N, told) -> (N, width, H, W)."""
         scale, shift = self.time(e)[..., None, None].chunk(2, 1)
-        within = self.norms[1](self.inner(silu(self.norms[0](h)))) * (1 + scale) + shift
+        within = torch.addcmul(shift, self.norms[1](self.inner(silu(self.norms[0](h)))), 1 + scale)
         after: Tensor = self.skip(h) + self.outer(dropout(silu(within), self.dropout, self.training))
         return after
 
@@ -126,14 +127,14 @@ class Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = max(1, width // _HEAD)
+        self.heads = max(k for k in range(1, max(1, width // _HEAD) + 1) if width % k == 0)
         self.norm, self.into, self.out = _norm(width), nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, width, H, W) -> the same."""
         n, width, height, wide = h.shape
         parts = self.into(self.norm(h)).view(n, 3, self.heads, width // self.heads, height * wide).transpose(-1, -2)
-        seen = scaled_dot_product_attention(*parts.unbind(1)).transpose(-1, -2).reshape(h.shape)
+        seen = attention(*parts.unbind(1), fused=not exacting(self)).transpose(-1, -2).reshape(h.shape)
         after: Tensor = h + self.out(seen)
         return after
 

@@ -132,7 +132,7 @@ def test_adaptive_levels_go_where_the_integrand_is():
     met, ends = Met(), torch.tensor([-4.0, 4.0])
     for _ in range(400):
         log_s = met.law(ends).place(torch.rand(256, generator=seeded()), ends)
-        met.see(log_s, (-(log_s**2)).exp() * 10, torch.zeros(256), ends)
+        met.see(log_s, (-(log_s**2)).exp() * 10, torch.zeros(2, 256), ends)
     middle = met.law(ends).place(torch.tensor([0.1, 0.9]), ends)
     assert float(middle.abs().max()) < 2  # of even levels 3.2
 
@@ -154,7 +154,7 @@ def test_the_bound_of_the_exact_denoiser_is_tight():
     value, error = exact(p, Asking(draws=256)).log_prob_and_error(x, generator=seeded(2))
     gap = p.log_prob(x) - value
     assert abs(float(gap.mean())) < 4.9 * float(error.square().sum().sqrt() / len(x)) + 0.002
-    assert float(error.mean()) < 0.3, "0.9 where what |eps|^2 is off by chance is left in"
+    assert float(error.mean()) < 0.25, "0.9 where what is by chance is left in"
 
 
 @pytest.mark.parametrize("steps", [5, 20, 100])
@@ -334,15 +334,17 @@ def test_what_is_absent_or_given_is_not_read_from_the_noise():
     assert float(model.denoised(y, s, view)[0, 2]) != float(model.denoised(y, s, moved)[0, 2]), "what is given is seen"
 
 
+def tied(n, seed):
+    """x1 follows x0, r = 0.8, and a third variable is its sign."""
+    z = torch.randn(n, 2, generator=seeded(seed), dtype=torch.float64)
+    return torch.stack((z[:, 0], 0.8 * z[:, 0] + 0.6 * z[:, 1], (z[:, 0] > 0).double()), 1).numpy()
+
+
 @pytest.fixture(scope="module")
 def correlated():
-    """A normal of two variables, r = 0.8, and a count that follows the first."""
-    torch.set_default_dtype(torch.float64)
-    g = seeded()
-    z = torch.randn(3000, 2, generator=g)
-    x = torch.stack((z[:, 0], 0.8 * z[:, 0] + 0.6 * z[:, 1], (z[:, 0] > 0).double()), 1)
     domain = Domain((*Domain.real(2).variables, Variable("up", K.BINARY, levels=(0, 1))))
-    return pofx.fit(x.numpy(), "diffusion", schema=domain, width=64, blocks=2, max_epochs=150, progress=False, dropout=0.0, masked=0.5)
+    options = {"width": 64, "blocks": 2, "max_epochs": 100, "patience": 100, "batch_size": 256, "masked": 0.5}
+    return pofx.fit(tied(4000, 0), "diffusion", schema=domain, progress=False, **options)
 
 
 @pytest.mark.slow
@@ -350,14 +352,14 @@ def test_it_learns_conditionals_and_marginals(correlated):
     """Against the closed forms; a learned network's errors are not statistical, so the bounds are what a good fit keeps."""
     given = correlated.conditional(x0=1.0)
     assert given.approximation
-    draws = torch.tensor(given.sample(4000, seed=1))
-    assert abs(float(draws[:, 0].mean()) - 0.8) < 0.08
-    assert abs(float(draws[:, 0].std()) - 0.6) < 0.06
-    assert float(draws[:, 1].mean()) > 0.97, "the sign of what is known"
-    alone = correlated.marginal("x1")
-    values = torch.linspace(-2, 2, 9)[:, None]
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(values[:, 0])
-    assert torch.allclose(torch.tensor(alone.log_prob(values.numpy()).value), expected, atol=0.15)
+    draws = given.sample(4000, seed=1)
+    assert abs(draws[:, 0].mean() - 0.8) < 0.1
+    assert abs(draws[:, 0].std() - 0.6) < 0.06
+    assert draws[:, 1].mean() > 0.97, "the sign of what is known"
+    alone, values = correlated.marginal("x1"), torch.linspace(-1.5, 1.5, 7)[:, None]
+    found, expected = alone.log_prob(values.numpy()), torch.distributions.Normal(0.0, 1.0).log_prob(values[:, 0])
+    assert (abs(found.value - expected.numpy()) < 0.15 + 5 * found.error).all()
+    assert found.error.max() < 1.0
     filled = correlated.impute([[1.5, float("nan"), float("nan")]])
     assert abs(float(filled[0][1]) - 1.2) < 0.25
     assert float(filled[0][2]) == 1
@@ -366,10 +368,7 @@ def test_it_learns_conditionals_and_marginals(correlated):
 @pytest.mark.slow
 def test_its_bound_is_near_the_entropy(correlated):
     """h(x0, x1) = ln(2 pi e 0.6): the third variable is told by the first but at the boundary."""
-    g = seeded(7)
-    z = torch.randn(2000, 2, generator=g)
-    x = torch.stack((z[:, 0], 0.8 * z[:, 0] + 0.6 * z[:, 1], (z[:, 0] > 0).double()), 1)
-    found = correlated.score(x.numpy())
+    found = correlated.score(tied(2000, 7))
     truth = -math.log(2 * math.pi * E * 0.6)
     assert found.kind is Kind.BOUND
     assert truth - 0.25 < float(found) < truth + 5 * float(found.error)
@@ -399,7 +398,15 @@ def test_guidance_goes_past_the_condition():
 # -- nothing depends on how many rows there are ------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [DiffusionConfig(width=16, blocks=1), DiffusionConfig(net="unet", channels=(8, 16), shape=(4, 4))])
+@pytest.mark.parametrize(
+    "family",
+    [
+        DiffusionConfig(width=16, blocks=1),
+        DiffusionConfig(net="unet", channels=(8, 16), shape=(4, 4)),
+        DiffusionConfig(net="transformer", width=16, blocks=1),
+        DiffusionConfig(net="transformer", width=16, blocks=1, shape=(4, 4)),
+    ],
+)
 def test_a_row_alone_is_as_in_a_batch(family):
     domain = Domain.real(16)
     model = family.build(domain).eval()

@@ -21,7 +21,7 @@ from pofx.samplers.ode import RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 _GROUPS = 8  # independent estimates of a row's bound, whose spread is its error
-_JUDGED = 8  # levels of a held-out row
+_JUDGED = 3  # levels of a held-out row, at the same noise every time
 _IMPUTED = 32  # draws behind a mean
 _EXACT_TRACE = 64  # coordinates; above, the trace of the ODE is estimated
 
@@ -148,8 +148,8 @@ class Diffusion(Model):
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
         log_s = law.place(u, self.ends)
-        error, excess = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
-        self.met.see(log_s, error.detach(), excess, self.ends)
+        error, chance = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
+        self.met.see(log_s, error.detach(), chance, self.ends)
         return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * error
 
     def _view(self, x: X) -> View:
@@ -164,12 +164,13 @@ class Diffusion(Model):
         left_out = self._rand(len(c), generator) < self.learning.dropped
         return torch.where(left_out[:, None], torch.nan, c)
 
-    def _error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> tuple[Nats, Nats]:
-        """|x_0 - D|^2 / s^2 over the noised coordinates, and |eps|^2 less its mean."""
+    def _error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> tuple[Nats, Tensor]:
+        """|x_0 - D|^2 / s^2 over the noised coordinates, and |eps|^2 and x_0 . eps less their means, (2, N)."""
         s, noised = log_s.exp()[:, None], self._coordinates(view.noised)
         eps = self._randn(len(s), generator)
         error = ((view.x_0 - self.denoised(view.x_0 + s * eps, s, view, c)) / s).square()
-        return (error * noised).sum(1), ((eps.square() - 1) * noised).sum(1)
+        chance = torch.stack((eps.square() - 1, (view.x_0 - self.location) * eps))
+        return (error * noised).sum(1), (chance * noised).sum(2)
 
     # -- the denoiser ------------------------------------------------------------------------------
 
@@ -219,8 +220,8 @@ class Diffusion(Model):
         start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
         for j in range(levels):
             log_s, weight = self._at((j + start) / levels)
-            error, excess = self._error(view, c, log_s, generator)
-            integral = integral + weight / levels * (error - self.met.slope(log_s, self.ends) * excess)
+            error, chance = self._error(view, c, log_s, generator)
+            integral = integral + weight / levels * (error - self.met.luck(log_s, chance, self.ends))
         return self._log_decoded(x, view, c, generator) - self._to_prior(view) - integral
 
     def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,12 @@
 """The diffusion family: which parts it is made of, and by what options."""
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from pofx.domain import Domain
 from pofx.errors import OptionError
@@ -11,15 +15,17 @@ from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
 from pofx.models.diffusion.heads import Heads
 from pofx.models.diffusion.levels import AlongPath, Even, LevelLaw, LogNormal, Weight
 from pofx.models.diffusion.path import Prediction, Target, path_of
-from pofx.models.diffusion.views import PictureNet, TableNet
+from pofx.models.diffusion.views import PictureNet, TableNet, VariableNet
 from pofx.models.images import ImageConfig
 from pofx.nets.timed import TimedMLP
+from pofx.nets.transformer import PatchTransformer, VariableTransformer
 from pofx.nets.unet import UNet
 from pofx.nets.waves import Waves
 from pofx.samplers.denoising import SOLVERS
 
 _LEAST_SIDE = 4  # of an image that is looked at by convolutions
 _MOST_SIDE = 14  # of what is left when pixels are taken together in squares
+_MLP_WIDTH, _TRANSFORMER_WIDTH, _BLOCKS = 256, 64, 4
 _LEAST_STEPS, _MOST_STEPS = 3000, 20_000
 
 
@@ -44,13 +50,17 @@ class DiffusionConfig(ImageConfig):
     )
     space: ClassVar[dict[str, tuple[Any, ...]]] = {"width": (64, 128, 256), "blocks": (2, 4), "dropout": (0.0, 0.1, 0.3)}
 
-    net: Literal["auto", "mlp", "unet"] = Field("auto", description="unet looks at images, mlp at rows; auto: unet where pixels are alike")
-    width: int = Field(256, ge=1, le=2**14, description="hidden units of an mlp")
+    net: Literal["auto", "mlp", "unet", "transformer"] = Field(
+        "auto",
+        description="mlp of rows, unet of images, transformer of variables or patches; auto: unet where pixels are alike",
+    )
+    width: int | None = Field(None, ge=1, le=2**14, description="hidden units of an mlp or transformer; None: 256 and 64")
+    attention_heads: int = Field(4, ge=1, le=256, description="of a transformer")
     channels: Widths = Field((32, 64), description="of a unet: those of each scale, the finest first")
     patch: int | None = Field(
         None, ge=1, le=64, description="of a unet: side of the squares of pixels taken as one; None: so that 14 are left"
     )
-    blocks: int | None = Field(None, ge=1, le=64, description="residual blocks, of a unet at each scale; None: 4 of an mlp, 1 of a unet")
+    blocks: int | None = Field(None, ge=1, le=64, description="residual blocks, of a unet at each scale; None: 4, of a unet 1")
     waves: int = Field(0, ge=0, le=12, description="of an mlp: sines and cosines of what it sees, an octave each: for sharp edges")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
     path: Literal["vp", "cosine", "linear", "ve", "edm"] = Field(
@@ -72,7 +82,7 @@ class DiffusionConfig(ImageConfig):
     steps: int = Field(20, ge=1, le=10_000, description="of the solver")
     guidance: float = Field(0.0, ge=0, le=100, description="w of D_c + w (D_c - D_0): draws follow the condition more than p does")
     likelihood: Literal["bound", "ode"] = Field("bound", description="log_prob: the bound, or that of the probability-flow ODE (reals)")
-    draws: int = Field(64, ge=16, le=2**16, description="levels of a row's bound")
+    draws: int = Field(64, ge=8, le=2**16, description="levels of a row's bound")
     bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
     ode_steps: int = Field(64, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
@@ -80,8 +90,10 @@ class DiffusionConfig(ImageConfig):
     batch_size: int = Field(128, ge=1)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
-    final_rate: float = Field(0.1, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
+    final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (3,000 steps at least) and many (20,000 at most)")
+
+    patience: int = Field(60, ge=1, description="epochs without a better held-out loss before stopping")
 
     @property
     def surrogate(self) -> bool:
@@ -104,33 +116,33 @@ class DiffusionConfig(ImageConfig):
         net = self._net(domain, heads, 0 if context is None else len(context) + 1)
         return Diffusion(domain, context, heads, net, self._learning(), self._asking(), (self.s_min, self.s_max))
 
-    def _net(self, domain: Domain, heads: Heads, context: int) -> TableNet | PictureNet:
+    def _net(self, domain: Domain, heads: Heads, context: int) -> nn.Module:
         """As said; by the shape where nothing is said."""
         shape = self.shape_of(domain)
         alike = len(shape) in (2, 3) and heads.width == len(domain) and len(heads.parts) == 1
         if self.net == "unet" and not alike:
             raise OptionError(f"net='unet' is for images of pixels that are alike, got shape {shape}: take 'mlp'")
         if self.net == "unet" or (self.net == "auto" and alike and min(shape[-2:]) >= _LEAST_SIDE):
-            return self._unet(self.picture(domain), heads, context)
-        inputs, blocks = heads.width + 2 * len(domain), self.blocks or 4
-        waves = Waves(self.waves)
-        return TableNet(TimedMLP(inputs, sum(heads.outputs), context, width=self.width, blocks=blocks, dropout=self.dropout, waves=waves))
+            return self._of_pictures(partial(UNet, widths=self.channels, blocks=self.blocks or 1), self.picture(domain), heads, context)
+        if self.net == "transformer" and alike:
+            return self._of_pictures(partial(PatchTransformer, **self._transformer), self.picture(domain), heads, context)
+        if self.net == "transformer":
+            outputs = [w for part in heads.parts for w in [part.outputs // len(part.at)] * len(part.at)]
+            widths = [w for part in heads.parts for w in part.widths]
+            return VariableNet(VariableTransformer(widths, outputs, context, dropout=self.dropout, **self._transformer), heads.order)
+        inputs, waves = heads.width + 2 * len(domain), Waves(self.waves)
+        width, blocks = self.width or _MLP_WIDTH, self.blocks or _BLOCKS
+        return TableNet(TimedMLP(inputs, sum(heads.outputs), context, width=width, blocks=blocks, dropout=self.dropout, waves=waves))
 
-    def _unet(self, shape: tuple[int, int, int], heads: Heads, context: int) -> PictureNet:
-        """A U-Net that sees pixels and two flags of each."""
+    @property
+    def _transformer(self) -> dict[str, Any]:
+        return {"width": self.width or _TRANSFORMER_WIDTH, "blocks": self.blocks or _BLOCKS, "heads": self.attention_heads}
+
+    def _of_pictures(self, net: Callable[..., nn.Module], shape: tuple[int, int, int], heads: Heads, context: int) -> PictureNet:
+        """A network that sees pixels and two flags of each."""
         channels, *sides = shape
-        outputs, patch = sum(heads.outputs) // (sides[0] * sides[1]), self.patch or -(-max(sides) // _MOST_SIDE)
-        net = UNet(
-            3 * channels,
-            outputs,
-            (sides[0], sides[1]),
-            context,
-            widths=self.channels,
-            blocks=self.blocks or 1,
-            patch=patch,
-            dropout=self.dropout,
-        )
-        return PictureNet(net, shape)
+        outputs, patch = sum(heads.outputs) // math.prod(sides), self.patch or -(-max(sides) // _MOST_SIDE)
+        return PictureNet(net(3 * channels, outputs, tuple(sides), context, patch=patch, dropout=self.dropout), shape)
 
     def _learning(self) -> Learning:
         return Learning(self._law(), self.weight, self.masked, self.dropped)

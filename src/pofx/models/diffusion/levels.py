@@ -116,7 +116,9 @@ class Histogram(LevelLaw):
 class Met(nn.Module):
     """What learning has met, in bins of ln s: the mean of |x_0 - D|^2 / s^2, the bound's integrand, and how it follows the noise.
 
-    Near the data x_0 - D is hardly more than s eps, and what |eps|^2 is off by chance, since its mean is known, can be taken off again.
+    Of |eps|^2 and of x_0 . eps the means are known, and the integrand follows them: near the data x_0 - D is hardly more than s eps, and of
+    a normal it is (s x_0 - eps) s / (1 + s^2). So what they are off by chance is taken off the integrand again, times a slope that was met
+    here.
     """
 
     integrand: Tensor
@@ -126,8 +128,8 @@ class Met(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("integrand", torch.ones(_BINS))
-        self.register_buffer("chance", torch.zeros(_BINS))  # covariance of the integrand and |eps|^2
-        self.register_buffer("spread", torch.ones(_BINS))  # variance of |eps|^2
+        self.register_buffer("chance", torch.zeros(2, _BINS))  # covariances of the integrand and these two
+        self.register_buffer("spread", torch.ones(2, _BINS))  # their variances
 
     def law(self, ends: Tensor, weight: "Weight | None" = None) -> Histogram:
         """q proportional to the weighted integrand, so that each draw says about as much of it; a tenth of the levels are drawn evenly.
@@ -141,19 +143,20 @@ class Met(nn.Module):
         return Histogram((1 - _EVEN) * parts / parts.sum() + _EVEN / _BINS)
 
     @torch.no_grad()
-    def see(self, log_s: Tensor, integrand: Tensor, excess: Tensor, ends: Tensor) -> None:
-        """Hear what |x_0 - D|^2 / s^2 was, and |eps|^2 less its mean, (N,) each."""
+    def see(self, log_s: Tensor, integrand: Tensor, chance: Tensor, ends: Tensor) -> None:
+        """Hear what |x_0 - D|^2 / s^2 was, (N,), and |eps|^2 and x_0 . eps less their means, (2, N)."""
         bin_of = bin_at(log_s, ends, _BINS)
         count = torch.zeros_like(self.integrand).index_add(0, bin_of, torch.ones_like(self.integrand[bin_of]))
         about = integrand - self.integrand[bin_of]
-        for kept, now in ((self.integrand, integrand), (self.chance, about * excess), (self.spread, excess.square())):
-            mean = torch.zeros_like(kept).index_add(0, bin_of, now.to(kept)) / count.clamp_min(1)
+        for kept, now in ((self.integrand, integrand), (self.chance, about * chance), (self.spread, chance.square())):
+            mean = torch.zeros_like(kept).index_add(-1, bin_of, now.to(kept)) / count.clamp_min(1)
             kept.lerp_(torch.where(count > 0, mean, kept), 1 - _MEMORY)
         self.integrand.clamp_min_(1e-6)
 
-    def slope(self, log_s: Tensor, ends: Tensor) -> Tensor:
-        """How much the integrand rises with |eps|^2, (N,): the control variate's coefficient."""
-        return (self.chance / self.spread.clamp_min(1e-6))[bin_at(log_s, ends, _BINS)]
+    def luck(self, log_s: Tensor, chance: Tensor, ends: Tensor) -> Tensor:
+        """What of an integrand is by chance, (N,): its mean is 0."""
+        slopes = (self.chance / self.spread.clamp_min(1e-6))[:, bin_at(log_s, ends, _BINS)]
+        return (slopes * chance).sum(0)
 
 
 def bin_at(log_s: Tensor, ends: Tensor, bins: int) -> Tensor:

@@ -74,6 +74,27 @@ class TableNet(nn.Module):
         return out
 
 
+class VariableNet(nn.Module):
+    """Each variable is a token, and absent ones are none.
+
+    Args:
+        net: from coordinates and flags, variable by variable as the heads have them.
+        order: of the heads' variables.
+    """
+
+    order: Tensor
+
+    def __init__(self, net: nn.Module, order: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+        """See `Seeing`."""
+        out: Tensor = self.net(v, view.given[:, self.order], view.absent[:, self.order], u, c)
+        return out
+
+
 class PictureNet(nn.Module):
     """Coordinates are pixels, and which are given or absent are channels beside them.
 

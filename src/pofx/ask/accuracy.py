@@ -17,8 +17,9 @@ def log_prob_within(
     """log 1/R sum_r p_r(x) of each row and its standard error, p_r(x) evaluations with fresh draws, R = ceil((error / accuracy)^2).
 
     R comes from a first evaluation that is then thrown away: were it kept where its error is small, rows would be judged by the draws
-    that flatter them. Where p_r is an estimate of p or below it in the mean, so is their mean: a bound stays one, and is tighter. The error
-    reaches the accuracy but for that of the first error, which is itself an estimate.
+    that flatter them. Where p_r is an estimate of p or below it in the mean, so is their mean: a bound stays one, and is tighter.
+    Where log p_r is right in the mean and p_r is not (`Model.logs_average`), it is (1/R) sum_r log p_r. The error reaches the accuracy but for
+    that of the first error, which is itself an estimate.
 
     Cost: up to 1024 evaluations of a row, which end it where weights are so uneven that no number would do.
 
@@ -40,7 +41,7 @@ def log_prob_within(
     for some, times in zip(*_pieces(drawn, repeats), strict=True):
         rows = some.repeat_interleave(times)
         each, its_error = model.log_prob_and_error(x[rows], None if c is None else c.expand(len(x), -1)[rows], generator=generator)
-        value[some], error[some] = _log_mean(each, its_error, times)
+        value[some], error[some] = (_mean if model.logs_average else _log_mean)(each, its_error, times)
     return value, error
 
 
@@ -48,6 +49,13 @@ def _pieces(rows: Tensor, repeats: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Rows that are evaluated together, and how often each."""
     which = (repeats.cumsum(0) // _ROWS).diff().nonzero().flatten() + 1
     return list(rows.tensor_split(which.cpu())), list(repeats.tensor_split(which.cpu()))
+
+
+def _mean(value: Tensor, error: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over each run of so many, and its error."""
+    run = torch.arange(len(times), device=value.device).repeat_interleave(times)
+    total, squares = (value.new_zeros(len(times)).index_add(0, run, v) for v in (value, error.square()))
+    return total / times, squares.sqrt() / times
 
 
 def _log_mean(value: Tensor, error: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

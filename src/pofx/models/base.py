@@ -96,6 +96,7 @@ class Model(nn.Module, abc.ABC):
     density: Kind = Kind.EXACT  # what log_prob is
     sampling: Kind = Kind.EXACT
     missing: Kind = Kind.NONE  # what log_prob of a row with NaN is; NONE: refused
+    logs_average: bool = False  # whether draws of log_prob are right in the mean, and those of e^log_prob, as weights need, are not
     clustering_families: ClassVar[tuple[str, ...]] = ("latent_class", "gmm")
     conditional_families: ClassVar[tuple[str, ...]] = ("hclt", "chow_liu", "latent_class", "gmm", "gaussian", "kde")
     grows: ClassVar[frozenset[str]] = frozenset()  # state whose shape the data decide

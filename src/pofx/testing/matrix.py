@@ -59,9 +59,14 @@ def _truth(model: Model) -> str:
     return CELLS if model.density is Kind.EXACT else COUNTS
 
 
+NO_WEIGHT = "its log_prob is right in the mean and e^log_prob is not, so that neither sums nor weights of it are of p"
+
+
 def log_prob(model: Model, world: World) -> Cell:
     """log p of whole rows."""
     kind = model.density
+    if model.logs_average and not world.discrete:
+        return Open(kind, NO_WEIGHT)
     if kind not in Bounds:
         return Open(kind, "its log_prob is neither exact nor a bound: nothing says on which side of the truth it lies")
     if not world.discrete:
@@ -72,6 +77,8 @@ def log_prob(model: Model, world: World) -> Cell:
 def missing_cells(model: Model, world: World) -> Cell:
     """log p of rows with missing cells."""
     kind = model.missing
+    if model.logs_average:
+        return Open(kind, NO_WEIGHT)
     if model.density not in Bounds:
         return Open(kind, "its log_prob is neither exact nor a bound: the sum of it over a cell is neither")
     if world.discrete:
@@ -96,6 +103,8 @@ def probability(model: Model, world: World) -> Cell:
 def evidence(model: Model, world: World) -> Cell:
     """log P of an interval or a set, and a value."""
     kind = model.answers("marginal")
+    if model.logs_average:
+        return Open(kind, NO_WEIGHT)
     if model.density not in Bounds:
         return Open(kind, "weights by a log_prob that is neither exact nor a bound are no probability")
     if world.discrete:

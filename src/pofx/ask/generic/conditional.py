@@ -75,7 +75,7 @@ def _check(model: Model, event: Event, draws: int) -> None:
 
 def _cascade(model: Model, event: Event, draws: int, generator: Generator) -> Draws:
     best, refusal = None, None
-    for name in (name for name in METHODS if name != "abc" or model.density is Kind.NONE):
+    for name in (name for name in METHODS if name != "abc" or model.density is Kind.NONE or model.logs_average):
         try:
             found = _tried(METHODS[name], best, model, event, draws, generator)
         except Unavailable as sentence:

@@ -66,10 +66,13 @@ def weigh(model: Model, event: Event, n: int, *, rounds: int = _ROUNDS, pool: Te
         generator: of all draws.
 
     Raises:
-        Unavailable: the model has no density, or no proposal falls where it is positive.
+        Unavailable: the model has no density, or one that is no weight, or no proposal falls where it is positive.
     """
     if model.density is Kind.NONE:
         raise Unavailable("conditional by weights", model.noun, "it has no density", instead="method='rejection' or 'abc'")
+    if model.logs_average:
+        why = "its log_prob is right in the mean and e^log_prob is not, so it is no weight"
+        raise Unavailable("conditional by weights", model.noun, why, instead="method='rejection' or 'abc'")
     moving, log_p = coordinates(event), target(model, event, generator=generator)
     pool = draws_of(model, POOL, generator=generator) if pool is None else pool
     with torch.no_grad():

@@ -85,6 +85,7 @@ class Prepared(Model):
         self.density = base.density.worst(lifted)
         self.sampling = base.sampling
         self.missing = base.missing.worst(lifted)
+        self.logs_average = base.logs_average
         grid = [v.resolution or 0.0 for v in domain.variables]
         self.register_buffer("grid", torch.tensor(grid, dtype=torch.float64), persistent=False)
         if context is not None:  # how many training rows had each level of each condition

@@ -118,6 +118,7 @@ class Diffusion(Model):
         self.met = Met()
         self.learning, self.asking, self.span = learning, asking, span
         self.density = Kind.ESTIMATE if asking.ode else Kind.BOUND
+        self.logs_average = not asking.ode or heads.width > _EXACT_TRACE
         self.register_buffer("ends", torch.tensor([span[0] or 0.01, span[1] or widest(heads.width)]).log())
         self.register_buffer("location", torch.zeros(heads.width))
         self.register_buffer("variance", torch.ones(heads.width))
@@ -373,7 +374,7 @@ class Part(Model):
     def __init__(self, whole: Diffusion, evidence: Point, keep: Sequence[int]) -> None:
         super().__init__(whole.domain.select(keep), whole.context)
         self.whole, self.keep = whole, list(keep)
-        self.density = Kind.ESTIMATE
+        self.density, self.logs_average = Kind.ESTIMATE, whole.logs_average
         self.register_buffer("evidence", evidence.to(whole.location))
 
     @property

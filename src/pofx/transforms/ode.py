@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pofx.errors import DataError, OptionError
-from pofx.samplers.densities import check_count
 from pofx.types import Generator
 
 Rows = Float[Tensor, "N E"]
@@ -158,7 +157,7 @@ class RungeKutta:
     tableau: Tableau = RK4
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, 1)
+        _check_count("steps", self.steps, 1)
 
     def __call__(self, f: Field, y: Rows, t0: Time, t1: Time, watch: Watch | None = None) -> Solution:
         """See `Method`."""
@@ -197,7 +196,7 @@ class DormandPrince:
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
             raise OptionError(f"tolerances are at least 0 and not both 0, got rtol={self.rtol} and atol={self.atol}")
-        check_count("most", self.most, 8)
+        _check_count("most", self.most, 8)
 
     def __call__(self, f: Field, y: Rows, t0: Time, t1: Time, watch: Watch | None = None) -> Solution:
         """See `Method`."""
@@ -351,6 +350,11 @@ def _column(t: Time, y: Tensor) -> Tensor:
     return torch.as_tensor(t, dtype=y.dtype, device=y.device).expand(len(y), 1)
 
 
+def _check_count(name: str, count: int, least: int) -> None:
+    if count < least:
+        raise OptionError(f"{name} is at least {least}, got {count}")
+
+
 # -- densities ---------------------------------------------------------------------------------------
 
 
@@ -384,7 +388,7 @@ def rademacher(y: Rows, probes: int, *, generator: Generator = None) -> Float[Te
     Raises:
         OptionError: no probe.
     """
-    check_count("probes", probes, 1)
+    _check_count("probes", probes, 1)
     n, e = y.shape
     coins = torch.randint(2, (n, probes, e), generator=generator, device=y.device)
     return (2 * coins - 1).to(y.dtype).transpose(0, 1)

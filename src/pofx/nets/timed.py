@@ -48,7 +48,15 @@ class TimedMLP(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, context: int = 0, *, width: int = 256, blocks: int = 4, dropout: float = 0.0, waves: Waves | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        context: int = 0,
+        *,
+        width: int = 256,
+        blocks: int = 4,
+        dropout: float = 0.0,
+        waves: Waves | None = None,
     ) -> None:
         super().__init__()
         self.waves, self.dropout = waves or Waves(), dropout

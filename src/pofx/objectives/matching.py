@@ -9,6 +9,8 @@ from torch import Tensor
 from pofx.objectives.assignment import assign
 from pofx.types import Generator
 
+_TOGETHER = 64  # the cost grows with the cube of it
+
 Rows = Float[Tensor, "N D"]
 Column = Float[Tensor, "N 1"]
 Speed = Callable[[Tensor, Tensor], Tensor]  # t (N, 1), z (N, D) -> (N, D)
@@ -42,14 +44,15 @@ def stratified(x: Rows, *, generator: Generator = None) -> Column:
 
 
 def paired(u: Rows, x: Rows) -> Rows:
-    """The rows of u in that order in which sum |u_i - x_i|^2 is least: the plan of optimal transport within a batch.
+    """The rows of u in an order in which sum |u_i - x_i|^2 is least within every 64 rows: the plan of optimal transport of a small batch.
 
-    Straightens the paths that matching learns, so that fewer steps follow them. With few rows to a batch it is between the independent
-    pairing and the plan between the two laws. It knows no condition: rows of p(x | c) must not be paired over different c.
+    Straightens the paths that matching learns, so that fewer steps follow them. With few rows it is between the independent pairing and
+    the plan between the two laws. It knows no condition: rows of p(x | c) must not be paired over different c.
 
-    Cost: that of `assign`.
+    Cost: that of `assign`, 7 ms for each 64 rows: several times that of a small net's step.
 
     Source: Tong et al., "Improving and generalizing flow-based generative models with minibatch optimal transport", TMLR 2024,
     arXiv:2302.00482.
     """
-    return u[assign(torch.cdist(x, u).square())]
+    parts = zip(u.split(_TOGETHER), x.split(_TOGETHER), strict=True)
+    return torch.cat([v[assign(torch.cdist(w, v).square())] for v, w in parts])

@@ -32,7 +32,7 @@ FEW, _WAVES = 3, 4
 _FAR = 1e3  # deviations of whitened rows, to which the net's input is clipped
 _CAREFUL = 0.1  # of the digits that a code must give back
 _EARLY = 0.02  # of the clock: without it, time would have no beginning and no end
-_JUDGED = 8  # times a held-out row is matched: the noise of one would hide what a pass has learned
+_JUDGED = 4  # times a held-out row is matched: the noise of one would hide what a pass has learned
 _WORK = 2**17  # numbers of a batch of log_prob: each variable has a vector-Jacobian product of its own
 _BOUND = 2.5  # of waves, in deviations
 _STEPS = {"matching": 6000, "likelihood": 1000}  # of a run
@@ -119,8 +119,11 @@ class ContinuousFlow(Model):
         return cast("Triangular", cast("Compose", self.base.transform).parts[1])
 
     def initialise(self, x: X, c: Context | None = None) -> None:
-        """Whiten the rows; the base sees them whitened."""
-        self.base.initialise(x, c)
+        """Whiten the rows; the base sees some of them whitened, as the drift stands still."""
+        self.whitening.start(x, c)
+        few = slice(None, None, -(-len(x) // self.rows_at_once))  # evenly apart
+        with torch.no_grad():
+            self.base.base.initialise(self.whitening.inverse(x[few])[0], self.base._of_base(c if c is None else c[few]))
 
     def loss(self, x: X, c: Context | None = None, *, generator: Generator = None) -> Nats:
         """The squared error of the speed, which is not in nats; or -log p: in training by few steps, and with the energy's share."""
@@ -134,7 +137,7 @@ class ContinuousFlow(Model):
         y = self.whitening.inverse(x)[0].repeat(times, 1)
         k = None if c is None else c.repeat(times, 1)
         u = self.base.base._sample(len(y), self.base._of_base(k), generator).to(y)
-        u = torch.cat([paired(v, w) for v, w in zip(u.split(len(x)), y.split(len(x)), strict=True)]) if self.optimal else u
+        u = paired(u, y) if self.optimal else u
         each = flow_matching(lambda t, z: self.drift.speed(z, t, k), u, y, stratified(y, generator=generator))
         return each.unflatten(0, (times, -1)).mean(0)
 

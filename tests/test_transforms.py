@@ -19,12 +19,14 @@ from pofx.nets.residual import ResidualMLP
 from pofx.nets.waves import Waves
 from pofx.transforms.autoregressive import Autoregressive
 from pofx.transforms.base import Compose, Inverse, PerVariable, Stack, Surjection, Transform
+from pofx.transforms.continuous import Continuous
 from pofx.transforms.convolutional import ChannelCouplings, ChannelNorm, CheckerboardCouplings, InvertibleConvolution
 from pofx.transforms.coupling import Couplings
 from pofx.transforms.dequantise import Cells, NormalScores, on_grid, smoothed
 from pofx.transforms.elementwise import Elementwise, Scale
 from pofx.transforms.linear import LU, Orthogonal, Triangular
 from pofx.transforms.monotone import Affine, RationalQuadratic, Shift
+from pofx.transforms.ode import DORMAND_PRINCE, RungeKutta
 from pofx.transforms.permutation import Permutation
 from pofx.transforms.plan import image, plan
 from pofx.transforms.planar import Planar, Radial
@@ -51,6 +53,22 @@ def two_scales(context=0):
     mixed = ChannelNorm((4, 1, 2)), InvertibleConvolution((4, 1, 2))
     colours = ChannelCouplings((4, 1, 2), 2, RationalQuadratic(4, 3.0), first=[0, 3], context=context, net=small)
     return Tower(FactorOut((4, 1, 2), rest), colours, *mixed, Squeeze((1, 2, 4)))
+
+
+class Slowly(torch.nn.Module):
+    """tanh(W (z, t, c)) / 10."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.linear = torch.nn.Linear(4 + context, 3)
+
+    def forward(self, z, t, c):
+        return torch.tanh(self.linear(torch.cat((z, t) if c is None else (z, t, c), 1))) / 10
+
+
+def drifting(context=0):
+    """Equal steps, as the adaptive solver waits for the device; of a slow drift a few of them are right to 1e-9."""
+    return Continuous(Slowly(context), 3, method=RungeKutta(6, DORMAND_PRINCE))
 
 
 TRANSFORMS = {  # bijections of three variables, or of an image; the name says "context" when there is a condition of width 2
@@ -86,6 +104,8 @@ TRANSFORMS = {  # bijections of three variables, or of an image; the name says "
     "factor out": lambda: FactorOut((3, 1, 1), ChannelNorm),
     "two scales": two_scales,
     "two scales, context": lambda: two_scales(context=2),
+    "continuous": drifting,
+    "continuous, context": lambda: drifting(context=2),
     "stack": lambda: Stack(Couplings(3, 2, RationalQuadratic()), LU(3), Autoregressive(3)),
     "compose": lambda: Compose(Couplings(3, 1, Affine()), Permutation.riffle(3), Couplings(3, 1, Affine(), first=[2]), Triangular(3)),
 }

@@ -26,7 +26,6 @@ from pofx.samplers.hmc import HMCChains, hmc
 from pofx.samplers.importance import Weighted, importance, log_mean, smoothed, systematic
 from pofx.samplers.kernels import Hamiltonian, Independence, Kernel, Moved, RandomWalk
 from pofx.samplers.levels import along_path, check_levels, karras, log_uniform
-from pofx.samplers.ode import Carried, DormandPrince, RungeKutta, Solution, carry, divergence, hutchinson, integrate, rademacher
 from pofx.samplers.smc import SMC, smc
 
 __all__ = [
@@ -37,9 +36,7 @@ __all__ = [
     "Adaptive",
     "Ancestral",
     "Ascent",
-    "Carried",
     "Denoise",
-    "DormandPrince",
     "EulerMaruyama",
     "FlowLogProb",
     "GibbsChains",
@@ -51,24 +48,18 @@ __all__ = [
     "Moved",
     "PredictorCorrector",
     "RandomWalk",
-    "RungeKutta",
-    "Solution",
     "Solver",
     "Sweep",
     "Weighted",
     "along_path",
     "ascend",
     "bulk_ess",
-    "carry",
     "check_levels",
     "decode",
-    "divergence",
     "encode",
     "gibbs",
     "hmc",
-    "hutchinson",
     "importance",
-    "integrate",
     "karras",
     "last",
     "log_mean",
@@ -78,7 +69,6 @@ __all__ = [
     "ode_log_prob",
     "pareto_k",
     "probability_flow",
-    "rademacher",
     "rhat",
     "smc",
     "smoothed",

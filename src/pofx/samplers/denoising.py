@@ -25,7 +25,7 @@ from torch import Tensor
 from pofx.errors import OptionError
 from pofx.samplers.densities import check_count
 from pofx.samplers.levels import Levels, check_levels
-from pofx.samplers.ode import DormandPrince, Field
+from pofx.transforms.ode import DormandPrince, Field
 from pofx.types import Generator
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # y (N, E), s (N, 1) -> E[x0 | y] (N, E)

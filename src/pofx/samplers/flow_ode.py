@@ -16,7 +16,7 @@ from torch import Tensor
 from pofx.samplers.denoising import Denoise, Rows, probability_flow
 from pofx.samplers.densities import check_count
 from pofx.samplers.levels import check_range
-from pofx.samplers.ode import Method, Solution, Trace, carry, integrate
+from pofx.transforms.ode import Method, Solution, Trace, carry, integrate
 from pofx.types import Generator
 
 

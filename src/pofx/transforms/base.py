@@ -10,19 +10,25 @@ Source: Nielsen, Jaini, Hoogeboom, Winther and Welling, "SurVAE Flows", NeurIPS 
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pofx.errors import Unavailable
-from pofx.types import Context, Generator, Nats, X
+from pofx.types import Context, Generator, Kind, Nats, X
 
 Variables = Sequence[int]
 
 
 class Transform(nn.Module, abc.ABC):
     """A bijection x = T(u; c) with log|det J_T|."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the log-determinant is: exact, or an estimate."""
+        return Kind.EXACT
 
     @abc.abstractmethod
     def forward(self, u: X, c: Context | None = None) -> tuple[X, Nats]:
@@ -31,6 +37,11 @@ class Transform(nn.Module, abc.ABC):
     @abc.abstractmethod
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: u = T^-1(x) and log|det J_T^-1(x)|."""
+
+    def estimated(self, x: X, c: Context | None = None, *, generator: Generator = None) -> tuple[X, Nats, Nats]:
+        """Data to base, and the standard error of the log-determinant: 0 where it is exact."""
+        u, log_det = self.inverse(x, c)
+        return u, log_det, torch.zeros_like(log_det)
 
     def start(self, x: X, c: Context | None = None) -> None:
         """Set what depends on the data, from rows x (N, D) as they arrive here on their way to the base."""
@@ -118,6 +129,11 @@ class Composition(Transform, abc.ABC):
         super().__init__()
         self.parts: Sequence[Any] = nn.ModuleList(parts)  # type: ignore[assignment]
 
+    @property
+    def kind(self) -> Kind:
+        """The worst of the parts'."""
+        return reduce(Kind.worst, (part.kind for part in self.parts), Kind.EXACT)
+
     @torch.no_grad()
     def start(self, x: X, c: Context | None = None) -> None:
         """Every part, from what the parts after it make of the rows."""
@@ -151,6 +167,14 @@ class Compose(Composition):
     def inverse(self, x: X, c: Context | None = None) -> tuple[X, Nats]:
         """Data to base: T_K undone first."""
         return _through((part.inverse for part in reversed(self.parts)), x, c)
+
+    def estimated(self, x: X, c: Context | None = None, *, generator: Generator = None) -> tuple[X, Nats, Nats]:
+        """The parts' errors are independent, but for their starts."""
+        log_det = error = x.new_zeros(x.shape[:-1])
+        for part in reversed(self.parts):
+            x, own, its_error = part.estimated(x, c, generator=generator)
+            log_det, error = log_det + own, torch.hypot(error, its_error)
+        return x, log_det, error
 
 
 class Stack(Composition, Upright):
@@ -186,6 +210,11 @@ class Inverse(Transform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+
+    @property
+    def kind(self) -> Kind:
+        """That of what is turned round."""
+        return self.transform.kind
 
     def behind(self, keep: Variables) -> Variables | None:
         """The same variables, where it keeps them together."""

@@ -17,7 +17,7 @@ from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
 from pofx.samplers.guidance import ClassifierFree
 from pofx.samplers.levels import Levels, log_uniform
-from pofx.samplers.ode import RungeKutta, Trace
+from pofx.transforms.ode import RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 _GROUPS = 8  # independent estimates of a row's bound, whose spread is its error

@@ -60,7 +60,7 @@ class FlowConfig(GradientConfig, abc.ABC):
         seen = Domain((*domain.variables, *(replace(v, name=f"noise {v.name}") for v in noise)))
         return Surjected(domain, Slice(len(domain), self.augment), self.flow(seen, context), draws=self.draws, tight=self.tight)
 
-    def flow(self, domain: Domain, context: Domain | None) -> Flow:
+    def flow(self, domain: Domain, context: Domain | None) -> Model:
         """The untrained flow of real variables."""
         name = f"{type(self).__name__.removesuffix('Config')} flow"
         return Flow(domain, self.transform(domain, 0 if context is None else len(context)), self.base_of(len(domain)), context, name)

@@ -43,7 +43,7 @@ class Flow(Model):
     ) -> None:
         super().__init__(domain, context)
         self.transform, self.base, self.name = transform, base, name
-        self.density, self.sampling = base.density, base.sampling
+        self.density, self.sampling = base.density.worst(transform.kind), base.sampling
 
     def answers(self, question: str, seen: Sequence[int] = ()) -> Kind:
         """Of marginals and conditionals the base's answer, where the transform leads there."""
@@ -73,9 +73,9 @@ class Flow(Model):
 
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         finite = x.nan_to_num(0.0, 0.0, 0.0)
-        u, log_det = self.transform.inverse(finite, c)
+        u, log_det, own = self.transform.estimated(finite, c, generator=generator)
         value, error = self.base._log_prob_and_error(u, self._of_base(c), generator)
-        return torch.where((x == finite).all(-1), value + log_det, -math.inf), error
+        return torch.where((x == finite).all(-1), value + log_det, -math.inf), torch.hypot(error, own)
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
         return self.transform(self.base._sample(n, self._of_base(c), generator).to(self.like), c)[0]

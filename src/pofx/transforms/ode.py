@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pofx.errors import DataError, OptionError
-from pofx.samplers.densities import check_count
 from pofx.types import Generator
 
 Rows = Float[Tensor, "N E"]
@@ -32,6 +31,7 @@ Column = Float[Tensor, "N 1"]
 Field = Callable[[Tensor, Tensor], Tensor]  # t (N, 1), y (N, E) -> dy/dt (N, E)
 Time = float | Column
 Trace = Literal["exact"] | int  # a number of probes
+Along = Callable[[Tensor, Tensor, Tensor], Tensor]  # t (N, 1), y (N, E), dy/dt (N, E) -> what is added up on the way, (N, K)
 Watch = Callable[[Tensor, Tensor, Tensor], None]  # t, y and the weight h b_j of each stage of each step taken
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0  # of the step size
@@ -158,7 +158,7 @@ class RungeKutta:
     tableau: Tableau = RK4
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, 1)
+        _check_count("steps", self.steps, 1)
 
     def __call__(self, f: Field, y: Rows, t0: Time, t1: Time, watch: Watch | None = None) -> Solution:
         """See `Method`."""
@@ -197,7 +197,7 @@ class DormandPrince:
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
             raise OptionError(f"tolerances are at least 0 and not both 0, got rtol={self.rtol} and atol={self.atol}")
-        check_count("most", self.most, 8)
+        _check_count("most", self.most, 8)
 
     def __call__(self, f: Field, y: Rows, t0: Time, t1: Time, watch: Watch | None = None) -> Solution:
         """See `Method`."""
@@ -351,6 +351,11 @@ def _column(t: Time, y: Tensor) -> Tensor:
     return torch.as_tensor(t, dtype=y.dtype, device=y.device).expand(len(y), 1)
 
 
+def _check_count(name: str, count: int, least: int) -> None:
+    if count < least:
+        raise OptionError(f"{name} is at least {least}, got {count}")
+
+
 # -- densities ---------------------------------------------------------------------------------------
 
 
@@ -384,7 +389,7 @@ def rademacher(y: Rows, probes: int, *, generator: Generator = None) -> Float[Te
     Raises:
         OptionError: no probe.
     """
-    check_count("probes", probes, 1)
+    _check_count("probes", probes, 1)
     n, e = y.shape
     coins = torch.randint(2, (n, probes, e), generator=generator, device=y.device)
     return (2 * coins - 1).to(y.dtype).transpose(0, 1)
@@ -399,12 +404,14 @@ class Carried:
         log_det: log|det dy(t1)/dy(t0)|, in nats, the integral of tr df/dy: log p_0(y_0) = log p_1(y_1) + log_det.
         error: its standard error over probes; 0 where the trace is exact, NaN with one probe. The solver's error is not in it.
         evaluations: of f, for each row.
+        along: the other integrals on the way; of none, no columns.
     """
 
     y: Rows
     log_det: Float[Tensor, " N"]
     error: Float[Tensor, " N"]
     evaluations: Int[Tensor, " N"]
+    along: Float[Tensor, "N K"]
 
 
 def carry(
@@ -417,6 +424,7 @@ def carry(
     method: Method | None = None,
     adjoint: bool = False,
     parameters: Sequence[Tensor] = (),
+    along: Along | None = None,
     generator: Generator = None,
 ) -> Carried:
     """y(t1), and log|det dy(t1)/dy(t0)| = integral of tr df/dy from t0 to t1.
@@ -433,6 +441,7 @@ def carry(
         method: as `integrate`.
         adjoint: as `integrate`.
         parameters: as `integrate`.
+        along: K functions of time, row and slope, whose integrals over t are wanted beside; they take part in the error control, too.
         generator: of the probes.
 
     Raises:
@@ -441,18 +450,19 @@ def carry(
     """
     n, e = y.shape
     probes = None if trace == "exact" else rademacher(y, trace, generator=generator)
+    p = 1 if probes is None else len(probes)
 
     def stretched(t: Tensor, state: Tensor) -> Tensor:
-        if probes is None:
-            slope, stretch = divergence(f, t, state[:, :e])
-            return torch.cat((slope, stretch[:, None]), 1)
-        slope, stretches = hutchinson(f, t, state[:, :e], probes)
-        return torch.cat((slope, stretches.mT), 1)
+        at = state[:, :e]
+        slope, stretch = divergence(f, t, at) if probes is None else hutchinson(f, t, at, probes)
+        beside = [] if along is None else [along(t, at, slope)]
+        return torch.cat((slope, stretch.reshape(p, n).mT, *beside), 1)
 
-    start = torch.cat((y, y.new_zeros(n, 1 if probes is None else len(probes))), 1)
+    more = 0 if along is None else along(y.new_zeros(n, 1), y, y).shape[1]
+    start = torch.cat((y, y.new_zeros(n, p + more)), 1)
     solution = integrate(stretched, start, t0, t1, method=method, adjoint=adjoint, parameters=parameters)
-    estimates = solution.y[:, e:]
-    return Carried(solution.y[:, :e], estimates.mean(1), _standard_error(estimates, trace), solution.evaluations)
+    moved, estimates, integrals = solution.y.split((e, p, more), 1)
+    return Carried(moved, estimates.mean(1), _standard_error(estimates, trace), solution.evaluations, integrals)
 
 
 def _standard_error(estimates: Tensor, trace: Trace) -> Tensor:

@@ -304,3 +304,26 @@ def test_options_stand_for_their_family():
         pofx.fit(rows, GaussianConfig(), prior_rows=2.0)
     with pytest.raises(OptionError, match="a family is a name or its options"):
         pofx.fit(rows, Unit)
+
+
+# -- asked in another way ------------------------------------------------------------------------------
+
+
+def test_options_of_asking_can_change_after_learning(tmp_path):
+    p = pofx.fit("moons", "diffusion", width=16, blocks=1, max_epochs=1, progress=False)
+    assert p.log_prob(pofx.load("moons").test[:2]).kind is Kind.BOUND
+    other = p.using(likelihood="ode", ode_steps=8)
+    assert other.log_prob(pofx.load("moons").test[:2]).kind is Kind.ESTIMATE
+    assert p.log_prob(pofx.load("moons").test[:2]).kind is Kind.BOUND, "p stays as it was"
+    other.save(tmp_path / "other.safetensors")
+    assert pofx.open(tmp_path / "other.safetensors").log_prob(pofx.load("moons").test[:2]).kind is Kind.ESTIMATE
+
+
+def test_options_of_learning_can_not():
+    p = pofx.fit("moons", "diffusion", width=16, blocks=1, max_epochs=1, progress=False)
+    with pytest.raises(OptionError, match="width decides what is learned, so that p has to be fitted anew"):
+        p.using(width=32)
+    with pytest.raises(OptionError, match="has no option 'widht'; did you mean 'width'"):
+        p.using(widht=32)
+    with pytest.raises(OptionError, match="has no options"):
+        pofx.fit("iris", "gaussian").marginal("species").using(steps=3)

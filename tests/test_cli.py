@@ -73,6 +73,18 @@ def test_sample_prints_csv_and_takes_evidence(folder):
     assert "species" not in lines[0]
 
 
+def test_a_file_is_asked_in_another_way(folder):
+    """--set changes how a question is answered, not what was learned."""
+    path = folder / "diffusion.safetensors"
+    settings = [word for option in ("width=16", "blocks=1", "max_epochs=1") for word in ("--set", option)]
+    pofx_("fit", "moons", "-f", "diffusion", *settings, "-o", path)
+    pd.DataFrame(pofx.load("moons").test[:20], columns=["x0", "x1"]).to_csv(folder / "moons.csv", index=False)
+    assert "(estimate" in pofx_("score", path, folder / "moons.csv", "--set", "likelihood=ode", "--set", "ode_steps=8")
+    assert len(pofx_("sample", path, "-n", 3, "--set", "solver=heun", "--set", "steps=4").splitlines()) == 4
+    assert "steps" in pofx_("sample", path, "--set", "steps=0", code=2)
+    assert "decides what is learned" in pofx_("sample", path, "--set", "width=32", code=2)
+
+
 def test_score_is_the_librarys(folder):
     printed = pofx_("score", folder / "model.safetensors", folder / "table.csv")
     score = pofx.open(folder / "model.safetensors").score(folder / "table.csv")

@@ -16,7 +16,6 @@ from pofx.errors import DataError, OptionError
 from pofx.models.flows.bases import StandardNormal
 from pofx.models.flows.continuous import ContinuousConfig, ContinuousFlow
 from pofx.models.flows.flow import Flow
-from pofx.models.registry import families
 from pofx.nets.timed import TimedMLP
 from pofx.objectives.assignment import assign
 from pofx.objectives.matching import flow_matching, paired, stratified
@@ -254,10 +253,6 @@ def bent(dim, context=None, **options):
     return flow
 
 
-def test_the_registry_has_it():
-    assert families()["cnf"].config is ContinuousConfig
-
-
 def test_initialised_it_is_the_normal_of_the_rows():
     x = torch.randn(400, 3) @ torch.randn(3, 3) + 2
     flow = ContinuousConfig(shrink=0.0, width=16).build(Domain.real(3))
@@ -267,7 +262,7 @@ def test_initialised_it_is_the_normal_of_the_rows():
 
 
 def test_density_integrates_to_one():
-    flow, grid = bent(2, tolerance=1e-3), torch.linspace(-20, 20, 161)
+    flow, grid = bent(2, tolerance=1e-3), torch.linspace(-10, 10, 141)
     with torch.no_grad():
         p = flow.log_prob(torch.cartesian_prod(grid, grid)).exp()
     assert (p.sum() * (grid[1] - grid[0]) ** 2).item() == pytest.approx(1.0, abs=3e-3)
@@ -411,13 +406,11 @@ def test_the_length_of_a_run_follows_the_rows():
         assert config(max_epochs=7).for_rows(5000).max_epochs == 7
 
 
-def test_it_is_fitted_saved_and_opened(tmp_path):
+def test_it_is_fitted():
     x = torch.randn(200, 2, generator=generator()).numpy()
-    p = pofx.fit(x, "cnf", width=8, blocks=1, max_epochs=2)
-    p.save(tmp_path / "p.safetensors")
-    again = pofx.open(tmp_path / "p.safetensors")
-    assert_close(torch.as_tensor(p.log_prob(x[:5]).value), torch.as_tensor(again.log_prob(x[:5]).value))
+    p = pofx.fit(x, ContinuousConfig(width=8, blocks=1, max_epochs=2))
     assert p.log_prob(x[:5]).kind is Kind.EXACT
+    assert p.sample(3).shape == (3, 2)
 
 
 @pytest.mark.parametrize("options", [{"learn": "likelihood", "augment": 1}, {"learn": "likelihood", "base": "mixture"}])

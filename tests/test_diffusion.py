@@ -343,7 +343,7 @@ def tied(n, seed):
 @pytest.fixture(scope="module")
 def correlated():
     domain = Domain((*Domain.real(2).variables, Variable("up", K.BINARY, levels=(0, 1))))
-    options = {"width": 64, "blocks": 2, "max_epochs": 100, "patience": 100, "batch_size": 256, "masked": 0.5}
+    options = {"width": 64, "blocks": 2, "max_epochs": 300, "patience": 300, "batch_size": 256, "masked": 0.5}
     return pofx.fit(tied(4000, 0), "diffusion", schema=domain, progress=False, **options)
 
 

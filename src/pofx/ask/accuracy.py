@@ -18,8 +18,8 @@ def log_prob_within(
 
     R comes from a first evaluation that is then thrown away: were it kept where its error is small, rows would be judged by the draws
     that flatter them. Where p_r is an estimate of p or below it in the mean, so is their mean: a bound stays one, and is tighter.
-    Where log p_r is right in the mean and p_r is not (`Model.logs_average`), it is (1/R) sum_r log p_r. The error reaches the accuracy but for
-    that of the first error, which is itself an estimate.
+    Where log p_r is right in the mean and p_r is not (`Model.logs_average`), it is (1/R) sum_r log p_r. The error reaches the accuracy but
+    for that of the first error, which is itself an estimate.
 
     Cost: up to 1024 evaluations of a row, which end it where weights are so uneven that no number would do.
 

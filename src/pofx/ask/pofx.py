@@ -6,6 +6,7 @@ what it is; a question that p can not answer raises `Unavailable`, which names w
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -36,10 +37,12 @@ from pofx.ask.sampled import Dropped, given, known
 from pofx.data import Container, container_of, decode, encode, like, read
 from pofx.data.encoding import count, encode_in_pieces, together
 from pofx.domain import Domain, Variable
-from pofx.errors import DataError, OptionError, Unavailable
+from pofx.errors import DataError, FileError, OptionError, Unavailable
 from pofx.events import Event
 from pofx.learn import Record
+from pofx.models import composed
 from pofx.models.base import Diagnosis, Model
+from pofx.models.registry import family as registered
 from pofx.types import Answer, Kind, X
 
 AT_ONCE = 2**16  # rows of a table that are filled at a time: a multiple of what models take, so that no draw depends on it
@@ -462,6 +465,26 @@ class PofX:
         """
         generator = self._generator(seed)
         return self._derived(known(self.domain, posterior(self.model, log_likelihood, draws=draws, generator=generator)))
+
+    def using(self, **options: Any) -> "PofX":  # noqa: ANN401
+        """The same p, asked in another way: with other options of its family, as far as they leave what was learned as it is.
+
+        >>> p.using(likelihood="ode").log_prob(rows), p.using(solver="heun", steps=50).sample(9)  # doctest: +SKIP
+
+        Args:
+            **options: the family's own, as `pofx families NAME` lists them; those of learning have no effect any more.
+
+        Raises:
+            OptionError: an option is unknown or out of range, or stands for other tensors than those that were learned.
+        """
+        origin = self._learned("options")
+        config = registered(origin.family).configure({**origin.config.model_dump(mode="json"), **options})
+        model = composed.blank(config, self.domain, self.model.context, origin.incomplete)
+        try:
+            model.load_tensors(self.model.state_dict())
+        except FileError as error:
+            raise OptionError(f"{', '.join(options)} decides what is learned, so that p has to be fitted anew: {error}") from None
+        return PofX(model.to(self._device), self.container, seed=self.seed, origin=replace(origin, config=config))
 
     # -- files -------------------------------------------------------------------------------------
 

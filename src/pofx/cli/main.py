@@ -174,14 +174,14 @@ def sample(
         list[str] | None,
         typer.Option(help="a column's value, which the rows then show: age=30; or a file with the rows to condition on, for a p(x | c)"),
     ] = None,
+    setting: Settings = None,
     out: Out = None,
     seed: Seed = 0,
 ) -> None:
     """Draw rows, from p or from p given evidence (--given shows the evidence in its column, --where leaves it out)."""
-    from pofx.ask import open as opened
     from pofx.cli.rows import sample_given
 
-    p = opened(model)
+    p = _asked(model, setting)
     if where:
         p = _given(p, where)
     if given and all("=" in item for item in given):
@@ -201,11 +201,10 @@ def score(
     accuracy: Annotated[
         float | None, typer.Option(help="nats of standard error to bring each row to, where log p is known by draws")
     ] = None,
+    setting: Settings = None,
 ) -> None:
     """The mean log p of rows, in nats, with its standard error and its kind."""
-    from pofx.ask import open as opened
-
-    p = opened(model)
+    p = _asked(model, setting)
     if where:
         p = _given(p, where)
     if rows:
@@ -481,6 +480,14 @@ def _settings(items: list[str] | None) -> dict[str, Any]:
 
 def _kinds(items: list[str] | None) -> dict[str, Any] | None:
     return _pairs(items, "--kind") or None
+
+
+def _asked(model: Path, settings: list[str] | None) -> "PofX":
+    """The p of a file, asked as the options say."""
+    from pofx.ask import open as opened
+
+    p = opened(model)
+    return p.using(**_settings(settings)) if settings else p
 
 
 def _given(p: "PofX", items: list[str]) -> "PofX":

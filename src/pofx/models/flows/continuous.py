@@ -182,7 +182,7 @@ def _energy(t: Tensor, z: Tensor, slope: Tensor) -> Tensor:
 
 
 class ContinuousConfig(FlowConfig):
-    """Options of `cnf`."""
+    """Options of a continuous flow, which stands in no list of families: questions that ask for many densities in turn take hours."""
 
     cites: ClassVar[tuple[str, ...]] = (
         "@inproceedings{chen2018neural, title={Neural ordinary differential equations}, "

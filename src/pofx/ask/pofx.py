@@ -433,7 +433,8 @@ class PofX:
 
         Args:
             evidence: column -> what is known of it.
-            method: exact, rejection, sir, hmc, gibbs, smc or abc; None: the first that is good (see `pofx.ask.generic.conditional`).
+            method: exact, rejection, sir, hmc, gibbs, smc, twisted or abc; None: the first that is good (see
+                `pofx.ask.generic.conditional`).
             draws: how many, where the answer is draws.
             seed: of those draws.
             **named: the same as evidence.

@@ -68,6 +68,21 @@ class Lifting:
     refine: int = 0
 
 
+@dataclass(frozen=True)
+class Particles:
+    """Draws of p(x | evidence) in independent populations, each with its own estimate of p(evidence).
+
+    Args:
+        x: whole rows (islands, particles, D), the evidence in place.
+        log_z: log of each island's estimate, in nats, (islands,).
+        ess: the effective size of an island's weights at their worst.
+    """
+
+    x: Tensor
+    log_z: Tensor
+    ess: float
+
+
 class Diagnosis(abc.ABC):
     """What a model finds when it looks at itself; its text is a short table and the warnings."""
 
@@ -246,6 +261,20 @@ class Model(nn.Module, abc.ABC):
         """
         return self._log_expectation(factors)
 
+    def particles(self, evidence: Point, each: int, islands: int, *, generator: Generator) -> Particles:
+        """Draws of p(x | evidence) by the process that the model draws with, led to the evidence and weighed; asymptotically exact.
+
+        Args:
+            evidence: x, NaN where it is not known.
+            each: particles of an island.
+            islands: independent runs.
+            generator: of all draws.
+
+        Raises:
+            Unavailable: the family draws by no process that can be led.
+        """
+        return self._particles(evidence, each, islands, generator)
+
     def over_latents(self) -> "Model":
         """p(x) as a mixture over draws of its latents, whose marginals and conditionals have closed forms; an estimate of p.
 
@@ -375,6 +404,9 @@ class Model(nn.Module, abc.ABC):
 
     def _log_expectation(self, factors: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
         raise self._refuse("expectation of products", "the mean over draws")
+
+    def _particles(self, evidence: Point, each: int, islands: int, generator: Generator) -> Particles:
+        raise Unavailable("particles led to evidence", self.noun, "it does not draw step by step from noise", families=("diffusion",))
 
     def _over_latents(self) -> "Model":
         raise self._refuse("mixture over draws")

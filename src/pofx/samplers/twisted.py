@@ -43,7 +43,7 @@ class Twist(Protocol):
     def log_twist(self, y: Rows, x_hat: Rows, s: Level) -> RowNats:
         """log psi_s(y) where the denoiser says x_hat, in nats, with a gradient in y."""
 
-    def log_last(self, x_hat: Rows, s: Level) -> RowNats:
+    def log_last(self, y: Rows, x_hat: Rows, s: Level) -> RowNats:
         """log E[L(x0)] over the last step, from the lowest level s."""
 
     def draw_last(self, x_hat: Rows, s: Level, *, generator: Generator) -> Rows:
@@ -84,7 +84,7 @@ class PlugIn:
         """b log L."""
         return self.log_likelihood(x_hat) / (1 + spread_left(s, self.variance) / self.width**2)
 
-    def log_last(self, x_hat: Rows, s: Level) -> RowNats:
+    def log_last(self, y: Rows, x_hat: Rows, s: Level) -> RowNats:
         """log L."""
         return self.log_likelihood(x_hat)
 
@@ -133,9 +133,9 @@ class LinearObservation:
 
     def log_twist(self, y: Rows, x_hat: Rows, s: Level) -> RowNats:
         """log N(y_obs; A x_hat, R + c A A^T)."""
-        return self.log_last(x_hat, s)
+        return self.log_last(y, x_hat, s)
 
-    def log_last(self, x_hat: Rows, s: Level) -> RowNats:
+    def log_last(self, y: Rows, x_hat: Rows, s: Level) -> RowNats:
         """The same, which is exact for the last step."""
         variance = self.noise + spread_left(s, self.variance)
         terms = self.residual(x_hat).square() / variance + variance.log() + math.log(2 * math.pi)
@@ -185,9 +185,9 @@ class Matched:
         along = (seen.residual(x_hat)[:, None] @ axes)[:, 0]
         return seen.log_det - 0.5 * (along.square() / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
 
-    def log_last(self, x_hat: Rows, s: Level) -> RowNats:
+    def log_last(self, y: Rows, x_hat: Rows, s: Level) -> RowNats:
         """The observation's."""
-        return self.observation.log_last(x_hat, s)
+        return self.observation.log_last(y, x_hat, s)
 
     def draw_last(self, x_hat: Rows, s: Level, *, generator: Generator) -> Rows:
         """The observation's."""
@@ -336,7 +336,7 @@ def twisted(
         y, log_ratio = _step(y, now, s, t, generator)
         before, now = now, _look(denoise, twist, y, t, batch)
         swarm.weigh(log_ratio + now.log_psi - before.log_psi)
-    swarm.weigh(twist.log_last(now.x_hat, levels[-2]) - now.log_psi)
+    swarm.weigh(twist.log_last(y, now.x_hat, levels[-2]) - now.log_psi)
     _, now = swarm.resample(y, now, always=True)
     x = twist.draw_last(now.x_hat, levels[-2], generator=generator)
     return Twisted(x.unflatten(0, (-1, islands)).transpose(0, 1), swarm.log_z, levels, torch.stack(swarm.ess))

@@ -9,6 +9,7 @@ from pofx.ask.generic.particles import particles
 from pofx.ask.generic.rejection import rejection
 from pofx.ask.generic.resampling import impossible, sir
 from pofx.ask.generic.tolerance import abc
+from pofx.ask.generic.twisting import twisting
 from pofx.domain import did_you_mean
 from pofx.errors import OptionError, Unavailable
 from pofx.events import Event
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
     "hmc": hamiltonian,
     "gibbs": sweeps,
     "smc": particles,
+    "twisted": twisting,
     "abc": abc,
 }
 
@@ -35,10 +37,10 @@ def conditional(model: Model, event: Event, *, method: str | None = None, draws:
 
     Methods, in the order in which None tries them: `exact` (closed form), `rejection` (draws of the joint where the event
     holds), `sir` (importance weights), `hmc` (chains over continuous variables), `gibbs` (chains over any), `smc` (particles led
-    to the event: for modes that chains do not pass between, in more variables than weights bear), and for a model without
-    density `abc` (draws near the event, a tolerance). The first one that is good is taken: weights with
-    k-hat up to 0.7 and worth a twentieth of the draws, chains with R-hat up to 1.05. Where none is, the best of what
-    there is, and `how` says what is wrong with it.
+    to the event: for modes that chains do not pass between, in more variables than weights bear), `twisted` (a diffusion model's own way
+    from noise, led to values), and for a model without density, or with one that is no weight, `abc` (draws near the event, a tolerance).
+    The first one that is good is taken: weights with k-hat up to 0.7 and worth a twentieth of the draws, chains with R-hat up to 1.05.
+    Where none is, the best of what there is, and `how` says what is wrong with it.
 
     Args:
         model: p(x).

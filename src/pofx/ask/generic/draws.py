@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pofx.errors import DataError
-from pofx.samplers import Weighted, bulk_ess, mean_error, rhat, weight_ess
-from pofx.types import Kind
+from pofx.samplers import Weighted, bulk_ess, log_mean, mean_error, rhat, systematic, weight_ess
+from pofx.types import Generator, Kind
 
 Rows = Float[Tensor, "N D"]
 Function = Callable[[Tensor], Tensor]
@@ -107,6 +107,15 @@ class Islands:
         mean, n = (share * means).sum(0), len(self.log_z)
         return mean, ((share * (means - mean)).square().sum(0) * n / (n - 1)).sqrt()
 
+    def evidence(self) -> Pair:
+        """log of the islands' mean Z, and its standard error."""
+        return log_mean(self.log_z)
+
+    def sample(self, n: int, *, generator: Generator) -> Rows:
+        """n particles in no order, each island as often as its Z says."""
+        which = systematic(self.log_z.repeat_interleave(self.x.shape[1]), n, generator=generator)
+        return self.x.flatten(0, 1)[which[torch.randperm(n, generator=generator, device=which.device)]]
+
     def ess(self) -> float:
         """Particles, times the share of islands that count."""
         return float(weight_ess(self.log_z)) * self.x.shape[1]
@@ -126,7 +135,7 @@ class Draws:
     Args:
         rows: (n, D), all variables, the evidence in place.
         kind: EXACT where each row is an independent draw of the conditional itself, else ESTIMATE.
-        method: exact, rejection, sir, hmc, gibbs, abc or smc.
+        method: exact, rejection, sir, hmc, gibbs, smc, twisted or abc.
         ess: how many independent draws they are worth, for the worst variable.
         how: the method in one sentence, with its numbers.
         source: what the rows were taken from; means over it are sharper than over rows.

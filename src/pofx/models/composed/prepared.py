@@ -13,7 +13,7 @@ from pofx.distributions.wrapped import cells_of
 from pofx.domain import LEVELLED, Domain
 from pofx.errors import Unavailable
 from pofx.events import NEVER, Among, Between, Condition
-from pofx.models.base import Diagnosis, FamilyConfig, FullBatch, Lifting, Model, Staged, evaluated
+from pofx.models.base import Diagnosis, FamilyConfig, FullBatch, Lifting, Model, Particles, Staged, evaluated
 from pofx.models.composed.mixture import MixtureOfModels
 from pofx.models.composed.weighted import WeightedMean, WeightedPick
 from pofx.nets.features import Features
@@ -241,6 +241,19 @@ class Prepared(Model):
         given = [self.base.conditional(point) for point in u]
         likelihood = self.base.marginal(seen).log_prob(u[:, seen])
         return self._over(MixtureOfModels(given, log_weight + likelihood), missing)
+
+    def _particles(self, evidence: Point, each: int, islands: int, generator: Generator) -> Particles:
+        """The base's; p(evidence) is in the user's units."""
+        seen = (~evidence.isnan()).nonzero().flatten().tolist()
+        if self._lifted_among(seen):
+            name = self.domain.names[next(d for d in seen if self._lifted_among([d]))]
+            raise Unavailable("particles led to evidence", self.noun, f"{name!r} is lifted: its value is an event, a cell")
+        u = self._centre(evidence)
+        self._check_possible(u)
+        found = self.base._particles(u, each, islands, generator)
+        log_det = 0.0 if self.transform is None else self.transform.select(seen).inverse(evidence[seen].double())[1]
+        x = torch.where(evidence.isnan(), self._to_user(found.x), evidence.to(found.x.device, torch.float64))
+        return Particles(x, found.log_z.double() + log_det, found.ess)
 
     def _over_latents(self) -> Model:
         return self._over(self.base.over_latents(), range(len(self.domain)))

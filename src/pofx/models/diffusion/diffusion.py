@@ -9,20 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from pofx.domain import Domain
-from pofx.models.base import Model, labelled
+from pofx.models.base import Model, Particles, labelled
 from pofx.models.diffusion.heads import Coordinates, Heads, Reals
+from pofx.models.diffusion.led import Seen
 from pofx.models.diffusion.levels import LevelLaw, Met, Steps, Weight
 from pofx.models.diffusion.views import View, some_hidden
 from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
 from pofx.samplers.guidance import ClassifierFree
 from pofx.samplers.levels import Levels, log_uniform
+from pofx.samplers.twisted import twisted
 from pofx.transforms.ode import RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 _GROUPS = 8  # independent estimates of a row's bound, whose spread is its error
 _JUDGED = 3  # levels of a held-out row, at the same noise every time
 _IMPUTED = 32  # draws behind a mean
+_LED = 100  # levels of draws that are led to evidence
+_AT_ONCE = 1024  # of them
 _EXACT_TRACE = 64  # coordinates; above, the trace of the ODE is estimated
 
 
@@ -184,9 +188,9 @@ class Diffusion(Model):
 
     def denoised(self, y: Coordinates, s: Tensor, view: View, c: Context | None = None) -> Coordinates:
         """D(y, s), (N, E) for levels (N, 1); of coordinates that are noised."""
-        return self.heads.denoised(self._out(y, s, view, c), y, s)
+        return self.heads.denoised(self.out(y, s, view, c), y, s)
 
-    def _out(self, y: Coordinates, s: Tensor, view: View, c: Context | None) -> Tensor:
+    def out(self, y: Coordinates, s: Tensor, view: View, c: Context | None = None) -> Tensor:
         """The network's outputs: y has unit variance where x_0 has."""
         v = y * (1 + s.square()).rsqrt() * self._coordinates(view.noised) + view.x_0 * self._coordinates(view.given)
         out: Tensor = self.net(v, view, s.log(), None if c is None else _told(c.to(v)))
@@ -245,7 +249,7 @@ class Diffusion(Model):
         s = self.ends[0].exp().expand(len(x), 1)
         y = view.x_0 + s * self._randn(len(x), generator)
         # The decoder of reals does not ask the network.
-        out = y.new_zeros(len(y), sum(self.heads.outputs)) if self.heads.real else self._out(y, s, view, c)
+        out = y.new_zeros(len(y), sum(self.heads.outputs)) if self.heads.real else self.out(y, s, view, c)
         each = self.heads.log_prob(out, y, s, x.to(self.location))
         return torch.where(view.noised > 0, each, 0.0).sum(1)
 
@@ -272,8 +276,12 @@ class Diffusion(Model):
     # -- draws -------------------------------------------------------------------------------------
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
+        return self.drawn(self._noised(n), c, generator)
+
+    def _noised(self, n: int) -> View:
+        """Rows of which nothing is known."""
         nothing = self.location.new_zeros(n, len(self.domain))
-        return self.drawn(View(self.location.new_zeros(n, self.heads.width), nothing, nothing), c, generator)
+        return View(self.location.new_zeros(n, self.heads.width), nothing, nothing)
 
     def drawn(self, view: View, c: Context | None, generator: Generator) -> X:
         """A row (N, D) for each view: its noised cells are drawn; what stands at the others says nothing."""
@@ -325,6 +333,22 @@ class Diffusion(Model):
     def _conditional(self, evidence: Point) -> "Model":
         return Part(self, evidence, evidence.isnan().nonzero()[:, 0].tolist())
 
+    def _particles(self, evidence: Point, each: int, islands: int, generator: Generator) -> Particles:
+        """By twisted SMC down `_LED` levels, evenly apart in ln s."""
+
+        def out(y: Tensor, s: Tensor) -> Tensor:
+            return self.out(y, s, self._noised(len(y)))
+
+        def denoise(y: Tensor, s: Tensor) -> Tensor:
+            return self.heads.denoised(out(y, s), y, s)
+
+        twist, levels = Seen(self.heads, out, evidence.to(self.location)), log_uniform(_LED, *self.ends.exp().tolist())
+        start = self._noise(each * islands, generator)
+        run = twisted(denoise, start, levels, twist, islands=islands, batch=_AT_ONCE, generator=generator)
+        x = self.heads.read(run.x.flatten(0, 1))
+        x = torch.where(evidence.isnan(), x, evidence.to(x))
+        return Particles(x.unflatten(0, (islands, each)), run.log_z, float(run.ess.mean(1).min()))
+
     @labelled(Kind.ESTIMATE)
     def _encode(self, x: X, c: Context | None) -> Latent:
         """Where the probability-flow ODE carries x, in deviations of the prior: about N(0, I)."""
@@ -336,12 +360,8 @@ class Diffusion(Model):
     @labelled(Kind.ESTIMATE)
     def _decode(self, z: Latent, c: Context | None) -> X:
         s_min, s_max = self.ends.exp().tolist()
-        z = z.to(self.location)
-        nothing = z.new_zeros(len(z), len(self.domain))
-        y = self.location + (self.variance + s_max**2).sqrt() * z
-        return self.heads.read(
-            decode(self.denoiser(View(torch.zeros_like(z), nothing, nothing), c), y, s_min=s_min, s_max=s_max, method=self._method).y
-        )
+        y = self.location + (self.variance + s_max**2).sqrt() * z.to(self.location)
+        return self.heads.read(decode(self.denoiser(self._noised(len(z)), c), y, s_min=s_min, s_max=s_max, method=self._method).y)
 
     @property
     def _method(self) -> RungeKutta:

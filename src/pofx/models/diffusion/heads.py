@@ -15,7 +15,7 @@ exact law of an entry given its own noise: Sahoo and others call it a cavity; he
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -71,6 +71,10 @@ class Head(nn.Module, abc.ABC):
         """log p(x | y) of the decoder at the last level, (N, n); its mean over the noise where that is known."""
 
     @abc.abstractmethod
+    def log_seen(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
+        """log p(x | y) at any level, as the network has it, (N, n)."""
+
+    @abc.abstractmethod
     def read(self, x_0: Coordinates) -> X:
         """The x nearest to x_0, (N, n)."""
 
@@ -110,6 +114,12 @@ class Reals(Head):
     def log_prob(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
         """E log N(x_0; y, s^2) = -(ln 2 pi s^2 + 1) / 2, in the units of x."""
         return (-0.5 * (2 * math.pi * s.square()).log() - 0.5 - self.scale.log()).expand(x.shape)
+
+    def log_seen(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
+        """log N(x_0; D, s^2 / (1 + s^2)), in the units of x: what is left of unit variance where all is normal."""
+        variance = s.square() / (1 + s.square())
+        missed = self.embed(x) - self.denoised(out, y, s)
+        return -0.5 * (missed.square() / variance + (2 * math.pi * variance).log()) - self.scale.log()
 
     def read(self, x_0: Coordinates) -> X:  # noqa: D102
         return x_0 * self.scale + self.mean
@@ -156,6 +166,10 @@ class Finite(Head):
         inside = (code >= 0) & (code < (~self.absent).sum(1)) & (code == code.round())
         at = torch.where(inside, code, 0.0).long()[..., None]
         return torch.where(inside, self.shares(out, y, s).gather(-1, at)[..., 0], -math.inf)
+
+    def log_seen(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
+        """log p(x = v | y)."""
+        return self.log_prob(out, y, s, x)
 
     @abc.abstractmethod
     def local(self, y: Coordinates, s: Tensor) -> Tensor:
@@ -308,13 +322,19 @@ class Heads(nn.Module):
 
     def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:
         """D(y, s), (N, E)."""
-        pieces = zip(self.parts, out.split(self.outputs, -1), y.split([p.width for p in self.parts], -1), strict=True)
-        return torch.cat([part.denoised(a, own, s) for part, a, own in pieces], -1)
+        return torch.cat([part.denoised(a, own, s) for part, a, own in self._pieces(out, y)], -1)
 
     def log_prob(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
         """log p(x_d | y) of the decoder, (N, D)."""
-        pieces = zip(self.parts, out.split(self.outputs, -1), y.split([p.width for p in self.parts], -1), strict=True)
-        return torch.cat([part.log_prob(a, own, s, x[..., part.at]) for part, a, own in pieces], -1)[..., self.place]
+        return torch.cat([part.log_prob(a, own, s, x[..., part.at]) for part, a, own in self._pieces(out, y)], -1)[..., self.place]
+
+    def log_seen(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
+        """log p(x_d | y) at any level, (N, D)."""
+        return torch.cat([part.log_seen(a, own, s, x[..., part.at]) for part, a, own in self._pieces(out, y)], -1)[..., self.place]
+
+    def _pieces(self, out: Tensor, y: Coordinates) -> Iterator[tuple[Head, Tensor, Tensor]]:
+        """Each part with its outputs and coordinates."""
+        return zip(self.parts, out.split(self.outputs, -1), y.split([p.width for p in self.parts], -1), strict=True)
 
     def read(self, x_0: Coordinates) -> X:
         """x (N, D)."""

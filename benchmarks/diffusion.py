@@ -3,11 +3,13 @@
     python benchmarks/diffusion.py digits [--budget 60]
     python benchmarks/diffusion.py toys [--budget 60] [--sets moons checkerboard]
     python benchmarks/diffusion.py conditioning
+    python benchmarks/diffusion.py learned [--budget 60]
 
 digits: the family as it stands, one thread; bits a pixel of the test rows, a bound, and seconds of 64 draws. toys: KL(truth || model) by
 the exact density and that of the probability-flow ODE, and by the bound, on the first 2,000 test rows. conditioning: four normals in the
-plane, the first coordinate seen as 0.35; draws by twisted SMC and by heuristics against the exact posterior. Prints figures and, last, one
-JSON line.
+plane, the first coordinate seen as 0.35; draws by twisted SMC and by heuristics against the exact posterior. learned: the same by a network
+that saw 20,000 draws of both coordinates and the noisy observation: its own conditional, and its law of whole rows by twisted SMC. Prints
+figures and, last, one JSON line.
 """
 
 import argparse
@@ -72,13 +74,42 @@ def ways_to_condition(p, posterior, seen, row, y, levels, g):
     yield "moment matching", lambda: last(SOLVERS["ancestral"](MomentMatching(p, seen), few, levels, generator=g))
 
 
-def conditioning(options):
-    g = torch.Generator().manual_seed(0)
+def four_normals():
     cov = torch.tensor(
         [[[0.05, 0.03], [0.03, 0.10]], [[0.08, -0.04], [-0.04, 0.06]], [[0.05, 0.0], [0.0, 0.05]], [[0.05, 0.0], [0.0, 0.05]]]
     )
     mean = torch.tensor([[0.0, 1.2], [0.2, -1.0], [1.5, 0.5], [-1.5, 0.0]])
-    p = ExactDenoiser(torch.tensor([0.4, 0.3, 0.2, 0.1]).double(), mean.double(), cov.double())
+    return ExactDenoiser(torch.tensor([0.4, 0.3, 0.2, 0.1]).double(), mean.double(), cov.double())
+
+
+def learned(options):
+    g = torch.Generator().manual_seed(0)
+    exact, sd, rows = four_normals(), 0.1, {}
+    x = exact.sample(20_000, generator=g)
+    table = torch.cat((x, x[:, :1] + sd * torch.randn(20_000, 1, generator=g, dtype=torch.float64)), 1).numpy()
+    settings = {"masked": 0.5, "dropout": 0.0, "batch_size": 512, "width": 128, "max_epochs": 200, "patience": 200}
+    start = time.process_time()
+    p = pofx.fit(table, "diffusion", budget=options.budget, progress=False, **settings)
+    seconds = time.process_time() - start
+    posterior, _ = exact.condition(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([SEEN]).double(), torch.tensor([[sd**2]]).double())
+    truth = posterior.sample(4000, generator=g)
+    for method in (None, "twisted"):
+        begun = time.process_time()
+        drawn = torch.tensor(p.conditional(x2=SEEN, method=method, draws=16_000, seed=1).sample(4000, seed=2))
+        figures = {
+            "energy": energy(drawn, truth),
+            "weight": float((drawn[:, 1] > 0.3).double().mean()),
+            "truth": float(posterior.weight[0]),
+        }
+        figures |= {"cpu_s": time.process_time() - begun, "learned_s": seconds, "steps": p.record.history[-1]["step"]}
+        rows[method or "network"] = {key: round(value, 4) for key, value in figures.items()}
+        print(method or "network", rows[method or "network"], flush=True)
+    return rows
+
+
+def conditioning(options):
+    g = torch.Generator().manual_seed(0)
+    p = four_normals()
     rows, row = {}, torch.tensor([SEEN, torch.nan], dtype=torch.float64)
     for sd in (0.1, 0.01):
         posterior, log_z = p.condition(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([SEEN]).double(), torch.tensor([[sd**2]]).double())
@@ -108,11 +139,11 @@ def energy(x, y):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["digits", "toys", "conditioning"])
+    parser.add_argument("what", choices=["digits", "toys", "conditioning", "learned"])
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--sets", nargs="+", default=["moons", "eight_gaussians", "checkerboard"])
     options = parser.parse_args()
-    rows = {"digits": digits, "toys": toys, "conditioning": conditioning}[options.what](options)
+    rows = {"digits": digits, "toys": toys, "conditioning": conditioning, "learned": learned}[options.what](options)
     print(json.dumps(rows | {"bar": BARS.get(options.what), "torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 

@@ -53,7 +53,7 @@ class Exact(torch.nn.Module):
 
     def forward(self, v, view, u, c):
         s = u.exp()
-        return self.p(v * (1 + s.square()).sqrt(), s)
+        return self.p(v[..., 0] * (1 + s.square()).sqrt(), s)
 
 
 def exact(p, asking=Asking(), span=(0.002, 80.0)):  # noqa: B008

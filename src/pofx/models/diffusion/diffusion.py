@@ -191,8 +191,8 @@ class Diffusion(Model):
         return self.heads.denoised(self.out(y, s, view, c), y, s)
 
     def out(self, y: Coordinates, s: Tensor, view: View, c: Context | None = None) -> Tensor:
-        """The network's outputs: y has unit variance where x_0 has."""
-        v = y * (1 + s.square()).rsqrt() * self._coordinates(view.noised) + view.x_0 * self._coordinates(view.given)
+        """The network's outputs; it sees y, with unit variance where x_0 has it, and what is given in a place of its own."""
+        v = torch.stack((y * (1 + s.square()).rsqrt() * self._coordinates(view.noised), view.x_0 * self._coordinates(view.given)), -1)
         out: Tensor = self.net(v, view, s.log(), None if c is None else _told(c.to(v)))
         return out
 

@@ -128,9 +128,9 @@ class DiffusionConfig(ImageConfig):
             return self._of_pictures(partial(PatchTransformer, **self._transformer), self.picture(domain), heads, context)
         if self.net == "transformer":
             outputs = [w for part in heads.parts for w in [part.outputs // len(part.at)] * len(part.at)]
-            widths = [w for part in heads.parts for w in part.widths]
+            widths = [2 * w for part in heads.parts for w in part.widths]
             return VariableNet(VariableTransformer(widths, outputs, context, dropout=self.dropout, **self._transformer), heads.order)
-        inputs, waves = heads.width + 2 * len(domain), Waves(self.waves)
+        inputs, waves = 2 * (heads.width + len(domain)), Waves(self.waves)
         width, blocks = self.width or _MLP_WIDTH, self.blocks or _BLOCKS
         return TableNet(TimedMLP(inputs, sum(heads.outputs), context, width=width, blocks=blocks, dropout=self.dropout, waves=waves))
 
@@ -139,10 +139,10 @@ class DiffusionConfig(ImageConfig):
         return {"width": self.width or _TRANSFORMER_WIDTH, "blocks": self.blocks or _BLOCKS, "heads": self.attention_heads}
 
     def _of_pictures(self, net: Callable[..., nn.Module], shape: tuple[int, int, int], heads: Heads, context: int) -> PictureNet:
-        """A network that sees pixels and two flags of each."""
+        """A network that sees pixels twice, noised or given, and two flags of each."""
         channels, *sides = shape
         outputs, patch = sum(heads.outputs) // math.prod(sides), self.patch or -(-max(sides) // _MOST_SIDE)
-        return PictureNet(net(3 * channels, outputs, tuple(sides), context, patch=patch, dropout=self.dropout), shape)
+        return PictureNet(net(4 * channels, outputs, tuple(sides), context, patch=patch, dropout=self.dropout), shape)
 
     def _learning(self) -> Learning:
         return Learning(self._law(), self.weight, self.masked, self.dropped)

@@ -10,6 +10,7 @@ from pofx.models.diffusion.heads import Coordinates
 from pofx.types import Context, Generator
 
 Flags = Float[Tensor, "*batch D"]  # 0 or 1
+Both = Float[Tensor, "N E 2"]  # of each coordinate what is noised, and what is given: 0 where it is not
 
 
 class View(NamedTuple):
@@ -51,26 +52,26 @@ def some_hidden(view: View, share: float, generator: Generator) -> View:
 
 
 class Seeing(Protocol):
-    """A network of views: (v, view, u, c) to the heads' outputs, v the coordinates as the network is to see them and u = ln s."""
+    """A network of views: (v, view, u, c) to the heads' outputs; v are the coordinates that are noised, and those given, and u = ln s."""
 
-    def __call__(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
-        """(N, E), (N, 1), (N, C) -> (N, outputs)."""
+    def __call__(self, v: Both, view: View, u: Tensor, c: Context | None) -> Tensor:
+        """(N, E, 2), (N, 1), (N, C) -> (N, outputs)."""
 
 
 class TableNet(nn.Module):
     """Coordinates, and which variables are given or absent, side by side.
 
     Args:
-        net: from E + 2 D numbers, the time and a condition to the outputs.
+        net: from 2 E + 2 D numbers, the time and a condition to the outputs.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+    def forward(self, v: Both, view: View, u: Tensor, c: Context | None) -> Tensor:
         """See `Seeing`."""
-        out: Tensor = self.net(torch.cat((v, view.given, view.absent), -1), u, c)
+        out: Tensor = self.net(torch.cat((v.flatten(1), view.given, view.absent), -1), u, c)
         return out
 
 
@@ -78,7 +79,7 @@ class VariableNet(nn.Module):
     """Each variable is a token, and absent ones are none.
 
     Args:
-        net: from coordinates and flags, variable by variable as the heads have them.
+        net: from both sorts of coordinates and flags, variable by variable as the heads have them.
         order: of the heads' variables.
     """
 
@@ -89,9 +90,9 @@ class VariableNet(nn.Module):
         self.net = net
         self.register_buffer("order", order, persistent=False)
 
-    def forward(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+    def forward(self, v: Both, view: View, u: Tensor, c: Context | None) -> Tensor:
         """See `Seeing`."""
-        out: Tensor = self.net(v, view.given[:, self.order], view.absent[:, self.order], u, c)
+        out: Tensor = self.net(v.flatten(1), view.given[:, self.order], view.absent[:, self.order], u, c)
         return out
 
 
@@ -99,7 +100,7 @@ class PictureNet(nn.Module):
     """Coordinates are pixels, and which are given or absent are channels beside them.
 
     Args:
-        net: from 3 C channels, the time and a condition to C K channels, K outputs a pixel.
+        net: from 4 C channels, the time and a condition to C K channels, K outputs a pixel.
         shape: (C, H, W).
     """
 
@@ -107,8 +108,8 @@ class PictureNet(nn.Module):
         super().__init__()
         self.net, self.shape = net, shape
 
-    def forward(self, v: Coordinates, view: View, u: Tensor, c: Context | None) -> Tensor:
+    def forward(self, v: Both, view: View, u: Tensor, c: Context | None) -> Tensor:
         """See `Seeing`."""
-        channels = torch.cat([part.view(-1, *self.shape) for part in (v, view.given, view.absent)], 1)
+        channels = torch.cat([part.reshape(-1, *self.shape) for part in (v[..., 0], v[..., 1], view.given, view.absent)], 1)
         out: Tensor = self.net(channels, u, c)
         return out.unflatten(1, (self.shape[0], -1)).movedim(2, -1).flatten(1)

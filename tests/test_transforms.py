@@ -540,7 +540,7 @@ def test_codes_alone_need_no_bijection():
 
 
 def test_an_unknown_taker_is_refused():
-    with pytest.raises(OptionError, match="everything, scaled, discrete, reals"):
+    with pytest.raises(OptionError, match="everything, scaled, discrete, finite, reals"):
         plan(EVERY, "integers")
     with pytest.raises(OptionError, match="scores or uniform, got 'logit'"):
         plan(EVERY, "reals", "logit")

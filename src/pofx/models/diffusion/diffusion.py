@@ -216,8 +216,9 @@ class Diffusion(Model):
         if self.asking.ode:
             value, error = self._ode(view, c, generator)
         else:
-            each = torch.stack([self._bound(x, view, c, -(-self.asking.draws // _GROUPS), generator) for _ in range(_GROUPS)])
-            value, error = each.mean(0), each.std(0) / math.sqrt(_GROUPS)
+            groups = min(_GROUPS, self.asking.draws)
+            each = torch.stack([self._bound(x, view, c, -(-self.asking.draws // groups), generator) for _ in range(groups)])
+            value, error = each.mean(0), each.std(0) / math.sqrt(groups)
         return torch.where(inside, value, -math.inf), torch.where(inside & value.isfinite(), error, 0.0)
 
     def _bound(self, x: Tensor, view: View, c: Context | None, levels: int, generator: Generator) -> Nats:

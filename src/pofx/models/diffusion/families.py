@@ -82,7 +82,7 @@ class DiffusionConfig(ImageConfig):
     steps: int = Field(20, ge=1, le=10_000, description="of the solver")
     guidance: float = Field(0.0, ge=0, le=100, description="w of D_c + w (D_c - D_0): draws follow the condition more than p does")
     likelihood: Literal["bound", "ode"] = Field("bound", description="log_prob: the bound, or that of the probability-flow ODE (reals)")
-    draws: int = Field(64, ge=8, le=2**16, description="levels of a row's bound")
+    draws: int = Field(64, ge=2, le=2**16, description="levels of a row's bound")
     bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
     ode_steps: int = Field(64, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")

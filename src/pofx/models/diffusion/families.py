@@ -26,7 +26,7 @@ from pofx.samplers.denoising import SOLVERS
 _LEAST_SIDE = 4  # of an image that is looked at by convolutions
 _MOST_SIDE = 14  # of what is left when pixels are taken together in squares
 _MLP_WIDTH, _TRANSFORMER_WIDTH, _BLOCKS = 256, 64, 4
-_LEAST_STEPS, _MOST_STEPS = 3000, 20_000
+_LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 
 
 class DiffusionConfig(ImageConfig):
@@ -91,7 +91,7 @@ class DiffusionConfig(ImageConfig):
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
-    max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (3,000 steps at least) and many (20,000 at most)")
+    max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (1,500 steps at least) and many (20,000 at most)")
 
     patience: int = Field(60, ge=1, description="epochs without a better held-out loss before stopping")
 

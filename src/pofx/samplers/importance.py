@@ -129,6 +129,21 @@ def importance(
     return Weighted(x, log_p(x) - log_q(x))
 
 
+def from_islands(
+    x: Float[Tensor, "islands particles D"], log_z: Float[Tensor, " islands"], n: int, *, generator: Generator
+) -> Float[Tensor, "N D"]:
+    """n particles in no order, each island as often as its estimate Z of the evidence says.
+
+    Args:
+        x: particles of independent islands; all of an island weigh the same.
+        log_z: of each island.
+        n: how many.
+        generator: of the choice.
+    """
+    which = systematic(log_z.repeat_interleave(x.shape[1]), n, generator=generator)
+    return x.flatten(0, 1)[which[torch.randperm(n, generator=generator, device=which.device)]]
+
+
 def log_mean(log_w: LogWeights) -> tuple[PerBatch, PerBatch]:
     """log (1/K) sum_k w_k and its standard error by the delta method, sd(w) / (mean(w) sqrt K).
 

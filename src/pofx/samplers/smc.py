@@ -20,7 +20,7 @@ from torch import Tensor
 from pofx.errors import DataError, OptionError
 from pofx.samplers.densities import LogDensity, Rows, check_count, differentiable
 from pofx.samplers.diagnostics import weight_ess
-from pofx.samplers.importance import log_mean, systematic
+from pofx.samplers.importance import from_islands, log_mean, systematic
 from pofx.samplers.kernels import Hamiltonian, Kernel, RandomWalk, Scale
 from pofx.types import Generator
 
@@ -79,10 +79,7 @@ class SMC:
         """
         if bool((self.log_z == -torch.inf).all()):
             raise DataError("no particle has a likelihood above 0: draw more particles")
-        particles = self.x.shape[1]
-        log_w = self.log_z.repeat_interleave(particles)
-        which = systematic(log_w, n, generator=generator)
-        return self.x.flatten(0, 1)[which[torch.randperm(n, generator=generator, device=which.device)]]
+        return from_islands(self.x, self.log_z, n, generator=generator)
 
 
 def smc(

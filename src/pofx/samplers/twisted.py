@@ -25,7 +25,7 @@ from pofx.errors import DataError, OptionError
 from pofx.samplers.denoising import Denoise
 from pofx.samplers.densities import LogDensity, RowNats, Rows, check_count, differentiable
 from pofx.samplers.diagnostics import weight_ess
-from pofx.samplers.importance import log_mean, systematic
+from pofx.samplers.importance import from_islands, log_mean, systematic
 from pofx.samplers.levels import Levels, check_levels
 from pofx.types import Generator, Point
 
@@ -287,9 +287,7 @@ class Twisted:
 
     def sample(self, n: int, *, generator: Generator) -> Rows:
         """n particles in no order, each island as often as its Z says."""
-        log_w = self.log_z.repeat_interleave(self.x.shape[1])
-        which = systematic(log_w, n, generator=generator)
-        return self.x.flatten(0, 1)[which[torch.randperm(n, generator=generator, device=which.device)]]
+        return from_islands(self.x, self.log_z, n, generator=generator)
 
 
 def twisted(

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pofx.errors import DataError
-from pofx.samplers import Weighted, bulk_ess, log_mean, mean_error, rhat, systematic, weight_ess
+from pofx.samplers import Weighted, bulk_ess, log_mean, mean_error, rhat, weight_ess
+from pofx.samplers.importance import from_islands
 from pofx.types import Generator, Kind
 
 Rows = Float[Tensor, "N D"]
@@ -113,8 +114,7 @@ class Islands:
 
     def sample(self, n: int, *, generator: Generator) -> Rows:
         """n particles in no order, each island as often as its Z says."""
-        which = systematic(self.log_z.repeat_interleave(self.x.shape[1]), n, generator=generator)
-        return self.x.flatten(0, 1)[which[torch.randperm(n, generator=generator, device=which.device)]]
+        return from_islands(self.x, self.log_z, n, generator=generator)
 
     def ess(self) -> float:
         """Particles, times the share of islands that count."""

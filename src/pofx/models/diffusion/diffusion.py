@@ -322,7 +322,7 @@ class Diffusion(Model):
     @labelled(Kind.ESTIMATE)
     def _impute(self, x: X, generator: Generator) -> X:
         """The mean of draws, of levels the most frequent one."""
-        draws = torch.stack([self._complete(x, generator) for _ in range(_IMPUTED)])
+        draws = self._complete(x.repeat(_IMPUTED, 1), generator).unflatten(0, (_IMPUTED, -1))
         levels = torch.tensor([bool(v.levels) for v in self.domain.variables], device=x.device)
         return torch.where(levels, draws.mode(0).values, draws.mean(0))
 

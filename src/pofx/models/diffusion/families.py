@@ -92,7 +92,6 @@ class DiffusionConfig(ImageConfig):
     clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
     max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (1,500 steps at least) and many (20,000 at most)")
-
     patience: int = Field(60, ge=1, description="epochs without a better held-out loss before stopping")
 
     @property

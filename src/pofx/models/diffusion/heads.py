@@ -9,8 +9,7 @@ with network outputs a_v,
 exact in the noise of its own coordinates, whatever the network has learned. So a network of zeros with b_v = log p(x = v) is the law of
 independent variables, and its bound is their entropy.
 
-Source: Kingma, Salimans, Poole and Ho, "Variational diffusion models", NeurIPS 2021, arXiv:2107.00630, for values as places on a line; the
-exact law of an entry given its own noise: Sahoo and others call it a cavity; here it is Bayes' rule.
+Source: Kingma, Salimans, Poole and Ho, "Variational diffusion models", NeurIPS 2021, arXiv:2107.00630, for values as places on a line.
 """
 
 import abc
@@ -134,6 +133,7 @@ class Finite(Head):
         widths: coordinates of each.
     """
 
+    first: Tensor
     bias: Tensor
     absent: Tensor
 
@@ -145,8 +145,6 @@ class Finite(Head):
         self.register_buffer("first", torch.tensor(first), persistent=False)
         self.register_buffer("absent", torch.arange(self.values) >= torch.tensor(counts)[:, None], persistent=False)
         self.bias = nn.Parameter(torch.zeros(len(at), self.values))
-
-    first: Tensor
 
     def initialise(self, x: X) -> None:
         """b = log of the frequencies."""
@@ -284,6 +282,10 @@ class Heads(nn.Module):
         prediction: what the network predicts of reals.
     """
 
+    order: Tensor
+    place: Tensor
+    owner: Tensor
+
     def __init__(self, domain: Domain, prediction: Prediction) -> None:
         super().__init__()
         sorts: dict[str, list[int]] = {"reals": [], "ordered": [], "unordered": []}
@@ -300,10 +302,6 @@ class Heads(nn.Module):
         self.register_buffer("order", torch.tensor(order), persistent=False)  # the variable of each column of the parts
         self.register_buffer("place", torch.tensor(order).argsort(), persistent=False)  # and the other way round
         self.register_buffer("owner", torch.tensor(owner), persistent=False)  # the variable of each coordinate
-
-    order: Tensor
-    place: Tensor
-    owner: Tensor
 
     def initialise(self, x: X) -> None:
         """Take units and frequencies from rows (N, D)."""

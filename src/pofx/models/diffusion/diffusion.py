@@ -12,7 +12,7 @@ from pofx.domain import Domain
 from pofx.models.base import Model, Particles, labelled
 from pofx.models.diffusion.heads import Coordinates, Heads, Reals
 from pofx.models.diffusion.led import Seen
-from pofx.models.diffusion.levels import LevelLaw, Met, Steps, Weight
+from pofx.models.diffusion.levels import Even, LevelLaw, Met, Steps, Weight
 from pofx.models.diffusion.views import View, some_hidden
 from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
@@ -149,13 +149,23 @@ class Diffusion(Model):
         """w |x_0 - D|^2 / s^2 at a level a row while training; else minus the bound."""
         view = self._view(x)
         if not self.training:
-            return -self._bound(x, view, c, _JUDGED, generator)
+            return -self._judged(x, view, c, generator)
+        view = some_hidden(view, self.learning.masked, generator)
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
         log_s = law.place(u, self.ends)
-        error, chance = self._error(some_hidden(view, self.learning.masked, generator), self._dropped(c, generator), log_s, generator)
+        error, chance = self._error(view, self._dropped(c, generator), log_s, generator)
         self.met.see(log_s, error.detach(), chance, self.ends)
-        return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * error
+        whole = self.heads.width / self._coordinates(view.noised).sum(1).clamp_min(1)  # a part counts as much as a row
+        return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * whole * error
+
+    def _judged(self, x: X, view: View, c: Context | None, generator: Generator) -> Nats:
+        """The bound at levels that nothing learned moves: at the same noise two networks differ by what they are, hardly by luck."""
+        start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
+        for j in range(_JUDGED):
+            log_s = Even().place((j + start) / _JUDGED, self.ends)
+            integral = integral + self._error(view, c, log_s, generator)[0] / Even().density(log_s, self.ends) / _JUDGED
+        return self._log_decoded(x, view, c, generator) - self._to_prior(view, c) - integral
 
     def _view(self, x: X) -> View:
         """Rows whose missing cells are absent."""
@@ -228,7 +238,7 @@ class Diffusion(Model):
             log_s, weight = self._at((j + start) / levels)
             error, chance = self._error(view, c, log_s, generator)
             integral = integral + weight / levels * (error - self.met.luck(log_s, chance, self.ends))
-        return self._log_decoded(x, view, c, generator) - self._to_prior(view) - integral
+        return self._log_decoded(x, view, c, generator) - self._to_prior(view, c) - integral
 
     def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """ln s at a share of the levels, and what it counts in the integral over ln s."""
@@ -238,11 +248,20 @@ class Diffusion(Model):
         log_s = law.place(u, self.ends)
         return log_s, 1 / law.density(log_s, self.ends)
 
-    def _to_prior(self, view: View) -> Nats:
-        """KL(N(x_0, s_max^2) || N(location, variance + s_max^2)) of the noised coordinates."""
+    def _middle(self, view: View, c: Context | None) -> Coordinates:
+        """The mean of the prior of y at s_max: of the data, or D(location, s_max) where some of the row is given or there is a condition.
+
+        A draw's mean is off by the prior's times deviation / s_max, in deviations: of 0.8, 0.05 where s_max is 10.
+        """
+        told = (view.given.any(-1, keepdim=True) if c is None else c.isfinite().all(1, keepdim=True))
+        at = self.location.expand(len(view.given), -1)
+        return torch.where(told, self.denoiser(view, c)(at, self.ends[1].exp().expand(len(at), 1)), at)
+
+    def _to_prior(self, view: View, c: Context | None) -> Nats:
+        """KL(N(x_0, s_max^2) || N(middle, variance + s_max^2)) of the noised coordinates."""
         s = (2 * self.ends[1]).exp()
         ratio = s / (self.variance + s)
-        each = 0.5 * (ratio - 1 - ratio.log() + (view.x_0 - self.location).square() / (self.variance + s))
+        each = 0.5 * (ratio - 1 - ratio.log() + (view.x_0 - self._middle(view, c)).square() / (self.variance + s))
         return (each * self._coordinates(view.noised)).sum(1)
 
     def _log_decoded(self, x: Tensor, view: View, c: Context | None, generator: Generator) -> Nats:
@@ -258,10 +277,10 @@ class Diffusion(Model):
         """Of the probability-flow ODE, in the units of x; coordinates that are not noised stand still."""
         s_min, s_max = self.ends.exp().tolist()
         moving = self._coordinates(view.noised)
-        variance = self.variance + s_max**2
+        variance, middle = self.variance + s_max**2, self._middle(view, c)
 
         def log_prior(y: Tensor) -> Tensor:
-            each = -0.5 * ((y - self.location).square() / variance + variance.log() + math.log(2 * math.pi))
+            each = -0.5 * ((y - middle).square() / variance + variance.log() + math.log(2 * math.pi))
             return (each * moving).sum(1)
 
         def denoise(y: Tensor, s: Tensor) -> Tensor:
@@ -292,8 +311,8 @@ class Diffusion(Model):
         return torch.cat(parts) if parts else view.given
 
     def _drawn(self, view: View, c: Context | None, generator: Generator) -> X:
-        y = self._noise(len(view.given), generator)
         with torch.no_grad():
+            y = self._middle(view, c) + self._noise(len(view.given), generator)
             return self.heads.read(last(self.asking.solver(self.denoiser(view, c), y, self.levels, generator=generator)))
 
     @property
@@ -303,8 +322,8 @@ class Diffusion(Model):
         return log_uniform(self.asking.steps, s_min, s_max)
 
     def _noise(self, n: int, generator: Generator) -> Coordinates:
-        """y at the greatest level."""
-        return self.location + (self.variance + (2 * self.ends[1]).exp()).sqrt() * self._randn(n, generator)
+        """y at the greatest level, less its mean."""
+        return (self.variance + (2 * self.ends[1]).exp()).sqrt() * self._randn(n, generator)
 
     # -- other questions ---------------------------------------------------------------------------
 
@@ -344,7 +363,7 @@ class Diffusion(Model):
             return self.heads.denoised(out(y, s), y, s)
 
         twist, levels = Seen(self.heads, out, evidence.to(self.location)), log_uniform(_LED, *self.ends.exp().tolist())
-        start = self._noise(each * islands, generator)
+        start = self.location + self._noise(each * islands, generator)
         run = twisted(denoise, start, levels, twist, islands=islands, batch=_AT_ONCE, generator=generator)
         x = self.heads.read(run.x.flatten(0, 1))
         x = torch.where(evidence.isnan(), x, evidence.to(x))
@@ -356,13 +375,14 @@ class Diffusion(Model):
         s_min, s_max = self.ends.exp().tolist()
         view = self._view(x)
         y = encode(self.denoiser(view, c), view.x_0, s_min=s_min, s_max=s_max, method=self._method).y
-        return (y - self.location) / (self.variance + s_max**2).sqrt()
+        return (y - self._middle(view, c)) / (self.variance + s_max**2).sqrt()
 
     @labelled(Kind.ESTIMATE)
     def _decode(self, z: Latent, c: Context | None) -> X:
         s_min, s_max = self.ends.exp().tolist()
-        y = self.location + (self.variance + s_max**2).sqrt() * z.to(self.location)
-        return self.heads.read(decode(self.denoiser(self._noised(len(z)), c), y, s_min=s_min, s_max=s_max, method=self._method).y)
+        view = self._noised(len(z))
+        y = self._middle(view, c) + (self.variance + s_max**2).sqrt() * z.to(self.location)
+        return self.heads.read(decode(self.denoiser(view, c), y, s_min=s_min, s_max=s_max, method=self._method).y)
 
     @property
     def _method(self) -> RungeKutta:

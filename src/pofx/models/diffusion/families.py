@@ -74,7 +74,7 @@ class DiffusionConfig(ImageConfig):
     weight: Weight = Field(Weight.BALANCED, description="what a level counts; held-out rows are judged by the bound, whatever is learned")
     s_min: float | None = Field(None, gt=0, description="the least noise, in deviations; None: from the data")
     s_max: float | None = Field(None, gt=0, description="the greatest noise; None: forgetting a row costs 0.01 nats")
-    masked: float = Field(0.25, ge=0, le=1, description="share of training rows that show and hide cells: so conditionals are learned")
+    masked: float = Field(0.5, ge=0, le=1, description="share of training rows that show and hide cells: so conditionals are learned")
     dropped: float = Field(0.1, ge=0, lt=1, description="share of training rows without their condition, for guidance")
     solver: Literal["dpm2m", "dpm2m-sde", "ddim", "ancestral", "euler-maruyama", "heun", "predictor-corrector", "adaptive"] = Field(
         "dpm2m", description="the way from noise to a draw"
@@ -86,7 +86,7 @@ class DiffusionConfig(ImageConfig):
     bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
     ode_steps: int = Field(64, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     batch_size: int = Field(128, ge=1)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
@@ -129,9 +129,9 @@ class DiffusionConfig(ImageConfig):
             outputs = [w for part in heads.parts for w in [part.outputs // len(part.at)] * len(part.at)]
             widths = [2 * w for part in heads.parts for w in part.widths]
             return VariableNet(VariableTransformer(widths, outputs, context, dropout=self.dropout, **self._transformer), heads.order)
-        inputs, waves = 2 * (heads.width + len(domain)), Waves(self.waves)
+        told, waves = context + 2 * len(domain), Waves(self.waves)
         width, blocks = self.width or _MLP_WIDTH, self.blocks or _BLOCKS
-        return TableNet(TimedMLP(inputs, sum(heads.outputs), context, width=width, blocks=blocks, dropout=self.dropout, waves=waves))
+        return TableNet(TimedMLP(2 * heads.width, sum(heads.outputs), told, width=width, blocks=blocks, dropout=self.dropout, waves=waves))
 
     @property
     def _transformer(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class View(NamedTuple):
 
 
 def some_hidden(view: View, share: float, generator: Generator) -> View:
-    """The same rows, of which a share show some of their noised cells as they are, and half of those hide some, too.
+    """The same rows, of which a share show some of their noised cells as they are (half of them), hide some (a quarter), or both.
 
     How many is drawn for each row, evenly from none to all: a network that learns from such views answers p(any cells | any others).
 
@@ -43,11 +43,10 @@ def some_hidden(view: View, share: float, generator: Generator) -> View:
         generator: of the choice.
     """
     n, d = view.given.shape
-    draws = torch.rand(n, 2 * d + 4, generator=generator, dtype=view.given.dtype, device=view.given.device)
-    chosen, some, shown, hidden = draws[:, :4, None].unbind(1)
-    for_given, for_absent = draws[:, 4 : 4 + d], draws[:, 4 + d :]
-    given = view.noised * (chosen < share) * (for_given < shown)
-    absent = (view.noised - given) * (chosen < share) * (some < 0.5) * (for_absent < hidden)
+    draws = torch.rand(n, 2 * d + 3, generator=generator, dtype=view.given.dtype, device=view.given.device)
+    (sort, shown, hidden), for_given, for_absent = draws[:, :3, None].unbind(1), draws[:, 3 : 3 + d], draws[:, 3 + d :]
+    given = view.noised * (sort < share * 3 / 4) * (for_given < shown)
+    absent = (view.noised - given) * (sort > share / 2) * (sort < share) * (for_absent < hidden)
     return View(view.x_0, view.given + given, view.absent + absent)
 
 
@@ -59,10 +58,10 @@ class Seeing(Protocol):
 
 
 class TableNet(nn.Module):
-    """Coordinates, and which variables are given or absent, side by side.
+    """Coordinates side by side; which variables are given or absent is told like a condition.
 
     Args:
-        net: from 2 E + 2 D numbers, the time and a condition to the outputs.
+        net: from 2 E numbers, the time and a condition with 2 D flags to the outputs.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -71,7 +70,8 @@ class TableNet(nn.Module):
 
     def forward(self, v: Both, view: View, u: Tensor, c: Context | None) -> Tensor:
         """See `Seeing`."""
-        out: Tensor = self.net(torch.cat((v.flatten(1), view.given, view.absent), -1), u, c)
+        told = (view.given, view.absent) if c is None else (view.given, view.absent, c)
+        out: Tensor = self.net(v.flatten(1), u, torch.cat(told, -1))
         return out
 
 

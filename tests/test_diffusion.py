@@ -17,6 +17,7 @@ from pofx.models.diffusion.heads import Heads
 from pofx.models.diffusion.levels import AlongPath, Even, Histogram, LogNormal, Met, Steps, Weight
 from pofx.models.diffusion.path import PATHS, Prediction, Target, path_of
 from pofx.models.diffusion.views import View, some_hidden
+from pofx.samplers.twisted import width_of
 from pofx.types import Kind
 
 K = VariableKind
@@ -408,6 +409,51 @@ def test_particles_are_led_to_the_exact_conditional():
     mean, error = draws.mean
     assert abs(float(mean[1] - posterior.moments()[0][1])) < 6.7 * float(error[1]) + 0.02
     assert draws.ess > 200
+
+
+def test_particles_are_led_up_a_likelihood():
+    """Of a mixture with its exact denoiser and log L of |x|, neither linear nor normal: mean and evidence by quadrature."""
+    p = mixture()
+    model = exact(p, span=(0.01, 20.0))
+
+    def log_l(x):
+        return -0.5 * ((x.norm(dim=1) - 1.2) / 0.15).square() + 0.8 * x[:, 0].tanh()
+
+    line = torch.linspace(-6, 6, 1201)
+    grid = torch.cartesian_prod(line, line)
+    log_p = p.log_prob(grid) + log_l(grid)
+    log_z = float(log_p.logsumexp(0) + 2 * math.log(0.01))
+    mean = (log_p.softmax(0)[:, None] * grid).sum(0)
+    found = pofx.ask.generic.posterior(model, log_l, method="twisted", draws=4000, generator=seeded())
+    # islands are 20: 6.7 errors of theirs are passed once in 10^6 runs; 100 levels are not endless
+    assert abs(found.log_evidence - log_z) < 6.7 * found.log_evidence_error + 0.02
+    m, error = found.mean
+    assert ((m - mean).abs() < 6.7 * error + 0.02).all()
+    assert found.ess > 100
+    assert "led down the noise levels" in found.how
+
+
+def test_the_width_of_a_normal_likelihood_is_its_deviation():
+    x = torch.randn(500, 3, generator=seeded())
+
+    def log_l(x):
+        return -0.5 * ((x[:, 1] - 0.2) / 0.3).square() + 7.0
+
+    best = torch.tensor([[0.0, 0.2, 0.0]])
+    assert abs(width_of(log_l, torch.cat((x, best))) - 0.3) < 1e-12
+    assert width_of(lambda x: x[:, 0].round(), x) > 1e6
+
+
+def test_a_likelihood_without_a_gradient_leads_nowhere():
+    model = pofx.fit(tied(200, 0)[:, :2], "diffusion", width=16, blocks=1, max_epochs=1, progress=False)
+    with pytest.raises(OptionError, match="needs the gradient of the log-likelihood, and torch finds none"):
+        model.posterior(lambda x: (x[:, 0] > 0).double(), method="twisted")
+    with pytest.raises(Unavailable, match="it has to be finite wherever draws go"):
+        model.posterior(lambda x: torch.where(x[:, 0] > 0, x[:, 0], -math.inf), method="twisted")
+    with pytest.raises(OptionError, match="method is one of smc, twisted, got 'hmc'"):
+        model.posterior(lambda x: x[:, 0], method="hmc")
+    with pytest.raises(Unavailable, match="does not draw step by step from noise"):
+        pofx.fit("moons", "gaussian").posterior(lambda x: x[:, 0], method="twisted")
 
 
 def test_particles_led_to_values_have_their_probability():

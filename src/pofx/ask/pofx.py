@@ -452,12 +452,15 @@ class PofX:
         generator = self._generator(seed)
         return self._derived(given(self.model, facts, conditional(self.model, facts, method=method, draws=draws, generator=generator)))
 
-    def posterior(self, log_likelihood: Callable[[Tensor], Tensor], *, draws: int = 4000, seed: int | None = None) -> "PofX":
+    def posterior(
+        self, log_likelihood: Callable[[Tensor], Tensor], *, method: str | None = None, draws: int = 4000, seed: int | None = None
+    ) -> "PofX":
         """p(x) L(x) / Z: this p as the prior of a Bayes update with a likelihood of the user's, by draws.
 
         Args:
             log_likelihood: rows (N, D), a tensor with levels as codes and columns in the domain's order, to log L, (N,), in nats. Where
                 torch can differentiate it, moves follow the gradient.
+            method: None: tempered particles; "twisted": those that a diffusion model leads down from noise, where log L has a gradient.
             draws: how many.
             seed: of those draws.
 
@@ -465,7 +468,7 @@ class PofX:
             DataError: the likelihood is NaN or inf at a draw, or 0 at all of them.
         """
         generator = self._generator(seed)
-        return self._derived(known(self.domain, posterior(self.model, log_likelihood, draws=draws, generator=generator)))
+        return self._derived(known(self.domain, posterior(self.model, log_likelihood, method=method, draws=draws, generator=generator)))
 
     def using(self, **options: Any) -> "PofX":  # noqa: ANN401
         """The same p, asked in another way: with other options of its family, as far as they leave what was learned as it is.

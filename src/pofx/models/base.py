@@ -275,6 +275,22 @@ class Model(nn.Module, abc.ABC):
         """
         return self._particles(evidence, each, islands, generator)
 
+    def led(self, log_likelihood: Callable[[Tensor], Tensor], each: int, islands: int, *, generator: Generator) -> Particles:
+        """Draws of p(x) L(x) / Z by the process that the model draws with, led up a likelihood and weighed; asymptotically exact.
+
+        Args:
+            log_likelihood: rows (N, D) to log L, (N,), in nats: finite, with a gradient through torch.
+            each: particles of an island.
+            islands: independent runs.
+            generator: of all draws.
+
+        Raises:
+            Unavailable: the family draws by no process that can be led.
+            OptionError: torch finds no gradient.
+            DataError: the likelihood is not finite where draws go.
+        """
+        return self._led(log_likelihood, each, islands, generator)
+
     def over_latents(self) -> "Model":
         """p(x) as a mixture over draws of its latents, whose marginals and conditionals have closed forms; an estimate of p.
 
@@ -407,6 +423,9 @@ class Model(nn.Module, abc.ABC):
 
     def _particles(self, evidence: Point, each: int, islands: int, generator: Generator) -> Particles:
         raise Unavailable("particles led to evidence", self.noun, "it does not draw step by step from noise", families=("diffusion",))
+
+    def _led(self, log_likelihood: Callable[[Tensor], Tensor], each: int, islands: int, generator: Generator) -> Particles:
+        raise Unavailable("particles led up a likelihood", self.noun, "it does not draw step by step from noise", families=("diffusion",))
 
     def _over_latents(self) -> "Model":
         raise self._refuse("mixture over draws")

@@ -93,6 +93,24 @@ class PlugIn:
         return x_hat
 
 
+def width_of(log_likelihood: LogDensity, x: Rows) -> float:
+    """A `PlugIn`'s h: the median of sqrt(2 (max log L - log L)) / |grad log L| over draws of p; of a normal L it is its deviation.
+
+    Args:
+        log_likelihood: log L of rows, in nats.
+        x: draws.
+    """
+    if not differentiable(log_likelihood, x[:2]):
+        return math.inf  # `PlugIn.check` says so
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        value = log_likelihood(at)
+        slope = torch.autograd.grad(value.sum(), at)[0].square().sum(1)
+    below = value.detach().max() - value.detach()
+    told = (slope > 0) & below.isfinite() & (below > 0)
+    return float((2 * below / slope)[told].median().sqrt()) if bool(told.any()) else math.inf
+
+
 @dataclass(frozen=True)
 class LinearObservation:
     """y_obs = A x0 + n, n ~ N(0, R), R = 0 included; `observe` and `observe_row` make it.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pofx.ask.generic.draws import Draws, Islands
 from pofx.ask.generic.space import LogDensity, Unconstrained, coordinates, draws_of, repeatable
+from pofx.ask.generic.twisting import led
 from pofx.errors import DataError, OptionError
 from pofx.events import Event
 from pofx.models.base import Model
@@ -20,8 +21,10 @@ _MOVES = 4
 LogLikelihood = Callable[[Tensor], Tensor]
 
 
-def posterior(model: Model, log_likelihood: LogLikelihood, *, draws: int = 4000, generator: Generator) -> Draws:
+def posterior(model: Model, log_likelihood: LogLikelihood, *, method: str | None = None, draws: int = 4000, generator: Generator) -> Draws:
     """Draws of p(x) L(x) / Z and log Z = log E_p[L], by tempered sequential Monte Carlo from draws of the model.
+
+    Or, with method="twisted", by a diffusion model's own way from noise: see `twisting.led`.
 
     Moves are Hamiltonian, in unconstrained coordinates, where every variable is continuous (no grid, no spike) and prior
     and likelihood have gradients; sweeps of Gibbs where the others have a few values; else proposals from the model
@@ -33,17 +36,22 @@ def posterior(model: Model, log_likelihood: LogLikelihood, *, draws: int = 4000,
     Args:
         model: the prior p(x).
         log_likelihood: rows (N, D) to log L, (N,), in nats; -inf where L is 0.
+        method: None, or "smc": tempered; or "twisted".
         draws: how many.
         generator: of all draws.
 
     Raises:
-        OptionError: no draw asked for, a model of p(x | c), or a likelihood that gives no number a row.
+        OptionError: an unknown method, no draw asked for, a model of p(x | c), or a likelihood that gives no number a row.
         DataError: the likelihood is NaN or inf at a draw, or 0 at all of them.
     """
     if model.context is not None:
         raise OptionError(f"{model.noun} is p(x | c): a prior is a p(x)")
     if draws < 1:
         raise OptionError(f"the number of draws is at least 1, got {draws}")
+    if method not in (None, "smc", "twisted"):
+        raise OptionError(f"method is one of smc, twisted, got {method!r}")
+    if method == "twisted":
+        return led(model, log_likelihood, draws, generator=generator)
     problem = _Problem.of(model, log_likelihood, generator)
     particles = max(100, -(-draws // ISLANDS))
     run = smc(

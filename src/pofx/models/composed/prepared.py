@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -254,6 +255,10 @@ class Prepared(Model):
         log_det = 0.0 if self.transform is None else self.transform.select(seen).inverse(evidence[seen].double())[1]
         x = torch.where(evidence.isnan(), self._to_user(found.x), evidence.to(found.x.device, torch.float64))
         return Particles(x, found.log_z.double() + log_det, found.ess)
+
+    def _led(self, log_likelihood: Callable[[Tensor], Tensor], each: int, islands: int, generator: Generator) -> Particles:
+        found = self.base._led(lambda u: log_likelihood(self._to_user(u)), each, islands, generator)
+        return replace(found, x=self._to_user(found.x))
 
     def _over_latents(self) -> Model:
         return self._over(self.base.over_latents(), range(len(self.domain)))

@@ -1,8 +1,8 @@
 """A diffusion model: a network that takes noise away, and what follows from it."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
 from pofx.samplers.guidance import ClassifierFree
 from pofx.samplers.levels import Levels, log_uniform
-from pofx.samplers.twisted import twisted
+from pofx.samplers.twisted import PlugIn, Twist, twisted, width_of
 from pofx.transforms.ode import RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
@@ -27,6 +27,7 @@ _JUDGED = 3  # levels of a held-out row, at the same noise every time
 _IMPUTED = 32  # draws behind a mean
 _LED = 100  # levels of draws that are led to evidence
 _AT_ONCE = 1024  # of them
+_TRIED = 256  # draws that a likelihood's width is taken from
 _EXACT_TRACE = 64  # coordinates; above, the trace of the ODE is estimated
 
 
@@ -253,7 +254,7 @@ class Diffusion(Model):
 
         A draw's mean is off by the prior's times deviation / s_max, in deviations: of 0.8, 0.05 where s_max is 10.
         """
-        told = (view.given.any(-1, keepdim=True) if c is None else c.isfinite().all(1, keepdim=True))
+        told = view.given.any(-1, keepdim=True) if c is None else c.isfinite().all(1, keepdim=True)
         at = self.location.expand(len(view.given), -1)
         return torch.where(told, self.denoiser(view, c)(at, self.ends[1].exp().expand(len(at), 1)), at)
 
@@ -354,20 +355,33 @@ class Diffusion(Model):
         return Part(self, evidence, evidence.isnan().nonzero()[:, 0].tolist())
 
     def _particles(self, evidence: Point, each: int, islands: int, generator: Generator) -> Particles:
-        """By twisted SMC down `_LED` levels, evenly apart in ln s."""
+        found = self._twisted(Seen(self.heads, self._free, evidence.to(self.location)), each, islands, generator)
+        return replace(found, x=torch.where(evidence.isnan(), found.x, evidence.to(found.x)))
 
-        def out(y: Tensor, s: Tensor) -> Tensor:
-            return self.out(y, s, self._noised(len(y)))
+    def _led(self, log_likelihood: Callable[[Tensor], Tensor], each: int, islands: int, generator: Generator) -> Particles:
+        """What has a few values goes in as its nearest value, without a gradient."""
+
+        def log_l(x_0: Tensor) -> Tensor:
+            return log_likelihood(self.heads.read(x_0)).to(x_0)
+
+        few = self.heads.embed(self._sample(_TRIED, None, generator))
+        return self._twisted(PlugIn(log_l, width=width_of(log_l, few)), each, islands, generator)
+
+    def _twisted(self, twist: Twist, each: int, islands: int, generator: Generator) -> Particles:
+        """Down `_LED` levels, evenly apart in ln s."""
 
         def denoise(y: Tensor, s: Tensor) -> Tensor:
-            return self.heads.denoised(out(y, s), y, s)
+            return self.heads.denoised(self._free(y, s), y, s)
 
-        twist, levels = Seen(self.heads, out, evidence.to(self.location)), log_uniform(_LED, *self.ends.exp().tolist())
         start = self.location + self._noise(each * islands, generator)
+        levels = log_uniform(_LED, *self.ends.exp().tolist())
         run = twisted(denoise, start, levels, twist, islands=islands, batch=_AT_ONCE, generator=generator)
-        x = self.heads.read(run.x.flatten(0, 1))
-        x = torch.where(evidence.isnan(), x, evidence.to(x))
-        return Particles(x.unflatten(0, (islands, each)), run.log_z, float(run.ess.mean(1).min()))
+        x = self.heads.read(run.x.flatten(0, 1)).unflatten(0, (islands, each))
+        return Particles(x, run.log_z, float(run.ess.mean(1).min()))
+
+    def _free(self, y: Tensor, s: Tensor) -> Tensor:
+        """The network's outputs where nothing of the rows is known."""
+        return self.out(y, s, self._noised(len(y)))
 
     @labelled(Kind.ESTIMATE)
     def _encode(self, x: X, c: Context | None) -> Latent:

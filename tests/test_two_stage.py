@@ -115,6 +115,51 @@ def test_a_prior_without_density_samples_and_refuses_log_prob():
         model.log_prob(rows(3))
 
 
+class Noisy(Known):
+    """The same, whose log p is known up to noise."""
+
+    logs_average = True
+    density = Kind.BOUND
+
+    def _log_prob(self, x, c, generator):
+        return super()._log_prob(x, c, generator) + 2.0 * torch.randn(x.shape[:-1], generator=generator)
+
+
+def test_a_noisy_bound_is_averaged_and_weighs_nothing():
+    """The evidence lower bound, log p - KL(q || posterior) in closed form; e^2 of noise would lift the weighted one by 2 nats."""
+    x, model = rows(2000), two_stage(Noisy)
+    assert model.density is Kind.BOUND
+    value, error = model.log_prob_and_error(x, generator=generator())
+    exact = MultivariateNormal(W @ MEAN, COVARIANCE).log_prob(x)
+    prior, noise = torch.linalg.inv(ROOT @ ROOT.T), W.T @ W / SIGMA**2
+    posterior = torch.linalg.inv(prior + noise)
+    mean = (prior @ MEAN + x @ W / SIGMA**2) @ posterior
+    narrow = torch.linalg.inv(torch.eye(L) + noise)
+    q = MultivariateNormal(x @ W @ narrow / SIGMA**2, torch.diag((1.3 * narrow.diagonal().sqrt()) ** 2))
+    gap = torch.distributions.kl_divergence(q, MultivariateNormal(mean, posterior))
+    off = (value - exact + gap).mean()
+    assert abs(float(off)) < 4.9 * float(error.square().sum().sqrt()) / len(x)  # fails once in 10^6
+
+
+@pytest.mark.slow
+def test_a_diffusion_model_of_codes_is_one_model():
+    """Sample, encode, decode, and a bound below the truth and not far off: a normal in the plane of two codes."""
+    x = rows(1500).numpy()
+    options = {"autoencoder": f"vae:latents={L}:widths=[]:dropout=0:max_epochs=60", "prior": "diffusion:width=32:blocks=2:masked=0"}
+    p = pofx.fit(x, "latent", progress=False, **options)
+    held_out = rows(400, seed=9)
+    score = p.score(held_out.numpy())
+    truth = float(MultivariateNormal(W @ MEAN, COVARIANCE).log_prob(held_out).mean())
+    assert score.kind is Kind.BOUND
+    assert truth - 1.0 < float(score) < truth + 3 * float(score.error)
+    drawn = torch.tensor(p.sample(4000, seed=1), dtype=torch.float64)
+    assert (drawn.mean(0) - W @ MEAN).abs().max() < 0.3
+    assert (drawn.T.cov() - COVARIANCE).abs().max() < 0.6
+    codes = p.encode(held_out.numpy())
+    assert codes.shape == (400, L)
+    assert np.mean((np.asarray(p.decode(codes)) - held_out.numpy()) ** 2) < 2 * SIGMA**2
+
+
 # -- learning ------------------------------------------------------------------------------------------------------------
 
 

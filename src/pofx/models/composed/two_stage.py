@@ -1,5 +1,6 @@
 """Two stages: an autoencoder, then any family of the registry, learned on its codes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -35,8 +36,9 @@ class TwoStage(Model, Staged):
     the law of them is not the best prior, though any gives a bound, but classes stand further apart where draws blur them.
 
     log_prob is the importance-weighted bound with the new p(z, v), where that has an exact density or a bound, else refused. q(z | x)
-    is as it was. Imputations weigh draws of q by p(x | z) p(z, v) / q(z | x). `classify` of a variable beside is the mean
-    of p(v | z) over draws of q(z | x), or p(v | z) at the mean.
+    is as it was. Imputations weigh draws of q by p(x | z) p(z, v) / q(z | x). Under a diffusion model, whose bound on log p(z, v)
+    is noisy and no weight, log_prob is the average over draws of log p(x | z) p(z, v) / q(z | x), the evidence lower bound, and draws of
+    q count alike. `classify` of a variable beside is the mean of p(v | z) over draws of q(z | x), or p(v | z) at the mean.
 
     Costs: those of a VAE, and `draws` densities of p(z, v) a row of log_prob.
 
@@ -71,8 +73,8 @@ class TwoStage(Model, Staged):
         latents = len(prior.domain) - len(self.beside)
         self.density = Kind.BOUND if prior.density in (Kind.EXACT, Kind.BOUND) else Kind.NONE
         self.missing = self.density if prior.missing is not Kind.NONE or not self.beside else Kind.NONE
-        self.sampling = prior.sampling
-        self.rows_at_once = vae.rows_at_once
+        self.sampling, self.logs_average = prior.sampling, prior.logs_average
+        self.rows_at_once, self.draws = vae.rows_at_once, min(vae.draws, _AVERAGED) if prior.logs_average else vae.draws
         self.register_buffer("centre", torch.zeros(latents))
         self.register_buffer("spread", torch.ones(latents))
 
@@ -123,16 +125,22 @@ class TwoStage(Model, Staged):
 
     def _log_prob_and_error(self, x: X, c: Context | None, generator: Generator) -> tuple[Nats, Nats]:
         log_w = torch.cat([w for _, _, w in self._proposals(x, generator)], dim=1)
+        if self.logs_average:
+            return log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))
         return iwae(log_w), iwae_error(log_w)
+
+    def _weights(self, log_w: Tensor) -> Tensor:
+        """Of draws of q(z | x), (K, N): w / sum w, or evenly where log p(z) is noisy and no weight."""
+        return torch.full_like(log_w, 1 / len(log_w)) if self.logs_average else log_w.softmax(0)
 
     def _proposals(self, x: Tensor, generator: Generator) -> Iterator[tuple[LogTerms, Tensor, Tensor]]:
         """Of a few rows at a time: K draws of q, the same standardised and beside v, (K, N, L + V), and their log-weights, (K, N)."""
         if self.density is Kind.NONE:
             why = f"its prior, {self.prior.noun}, has no density"
             raise Unavailable("log_prob", self.noun, why, families=("vae", "gmm"), instead="sample it")
-        for rows, _ in self.vae._pieces(x, None, self.vae.draws):
+        for rows, _ in self.vae._pieces(x, None, self.draws):
             seen, _ = self.vae._inputs(rows[:, self.within], None)
-            terms = proposed_terms(self.vae.generative, self.vae.inference, seen, None, self.vae.draws, generator=generator)
+            terms = proposed_terms(self.vae.generative, self.vae.inference, seen, None, self.draws, generator=generator)
             codes = self._beside_codes((beside(terms.latents) - self.centre) / self.spread, rows[:, self.beside])
             log_p = self.prior.log_prob(codes, generator=generator).to(seen) - self.spread.log().sum()
             yield terms, codes, terms.log_likelihood + log_p - torch.stack(terms.log_q).sum(0)
@@ -196,7 +204,7 @@ class TwoStage(Model, Staged):
         """E[p(k | z, v) | x]."""
         return torch.cat(
             [
-                torch.einsum("kn,knj->nj", log_w.softmax(0).to(codes), self.prior.cluster(codes, generator=generator).to(codes))
+                torch.einsum("kn,knj->nj", self._weights(log_w).to(codes), self.prior.cluster(codes, generator=generator).to(codes))
                 for _, codes, log_w in self._proposals(x, generator)
             ]
         )
@@ -206,7 +214,7 @@ class TwoStage(Model, Staged):
         columns, seen = self.vae.generative.decoder.columns, self.domain.select(self.within)
         filled = []
         for terms, codes, log_w in self._proposals(x, generator):
-            w = log_w.softmax(0)
+            w = self._weights(log_w)
             mean = centre(columns, seen, self.vae.generative.parameters_at(terms.latents), w)
             filled.append(self._joined(mean, self._mean_beside(codes, w, generator)))
         return torch.where(x.isnan(), torch.cat(filled).to(x), x)
@@ -222,13 +230,14 @@ class TwoStage(Model, Staged):
     def _complete(self, x: X, generator: Generator) -> X:
         drawn = []
         for _, codes, log_w in self._proposals(x, generator):
-            k = torch.multinomial(log_w.softmax(0).T, 1, generator=generator)[:, 0]
+            k = torch.multinomial(self._weights(log_w).T, 1, generator=generator)[:, 0]
             chosen = codes[k, torch.arange(len(k), device=k.device)]
             whole = self.prior.complete(chosen, generator=generator) if bool(chosen.isnan().any()) else chosen
             drawn.append(self._drawn(whole, generator))
         return torch.where(x.isnan(), torch.cat(drawn).to(x), x)
 
 
+_AVERAGED = 8  # draws of q(z | x) where log p(z) is noisy: each is an average of its own
 CLASSIFYING = 16  # draws of q(z | x) that a classification is the mean over
 
 

@@ -4,6 +4,7 @@
     python benchmarks/diffusion.py toys [--budget 60] [--sets moons checkerboard]
     python benchmarks/diffusion.py conditioning
     python benchmarks/diffusion.py learned [--budget 60]
+    python benchmarks/diffusion.py joint --budget 600
 
 digits: the family as it stands, one thread; bits a pixel of the test rows, a bound, and seconds of 64 draws. toys: KL(truth || model) by
 the exact density and that of the probability-flow ODE, and by the bound, on the first 2,000 test rows. conditioning: four normals in the
@@ -15,10 +16,14 @@ figures and, last, one JSON line.
 import argparse
 import json
 import math
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
 
 import pofx
 from pofx.models.diffusion.exact import ExactDenoiser
@@ -29,6 +34,7 @@ from pofx.samplers.twisted import Matched, observe_row, twisted
 
 BARS = {"digits": 2.06, "toys": 0.05}
 OF_TOYS = {"width": 128, "blocks": 3, "batch_size": 256, "masked": 0.0, "dropout": 0.0, "max_epochs": 300, "patience": 300, "ema": 0.998}
+OF_PAIRS = {"net": "transformer", "masked": 0.8, "dropout": 0.0, "batch_size": 256, "max_epochs": 2000, "patience": 2000, "ema": 0.998}
 SEEN, ISLANDS = 0.35, 16
 
 
@@ -107,6 +113,45 @@ def learned(options):
     return rows
 
 
+def two_moons(theta, g):
+    """x of theta, rows (N, 2) each (Greenberg, Nonnenmacher and Macke, ICML 2019)."""
+    angle = math.pi * (torch.rand(len(theta), generator=g, dtype=torch.float64) - 0.5)
+    radius = 0.1 + 0.01 * torch.randn(len(theta), generator=g, dtype=torch.float64)
+    crescent = torch.stack((radius * angle.cos() + 0.25, radius * angle.sin()), 1)
+    return crescent + torch.stack((-(theta.sum(1)).abs(), theta[:, 1] - theta[:, 0]), 1) / math.sqrt(2)
+
+
+def joint(options):
+    """C2ST of p(theta | x) at the ten observations of sbibm; and the same network's p(x | theta) and p(theta | x_2)."""
+    g = torch.Generator().manual_seed(0)
+    theta = 2 * torch.rand(10_000, 2, generator=g, dtype=torch.float64) - 1
+    table = torch.cat((theta, two_moons(theta, g)), 1).numpy()
+    start = time.process_time()
+    p = pofx.fit(table, "diffusion", budget=options.budget, progress=False, **OF_PAIRS | dict(options.set))
+    row = {"cpu_s": round(time.process_time() - start, 1), "steps": p.record.history[-1]["step"]}
+    reference = np.load(Path(os.environ["POFX_DATA"]) / "sbibm" / "two_moons.npz")
+    each = []
+    for x, truth in zip(reference["observation"], reference["reference_posterior"], strict=True):
+        drawn = p.conditional(x2=float(x[0]), x3=float(x[1])).sample(2000, seed=len(each))
+        each.append(told_apart(drawn, truth[:2000]))
+    row |= {"c2st": round(float(np.median(each)), 3), "least": round(min(each), 3), "most": round(max(each), 3)}
+    print(row, flush=True)
+    near = two_moons(torch.tensor([[0.3, -0.5]], dtype=torch.float64).expand(2000, 2), g).numpy()
+    row["x_given_theta"] = round(told_apart(p.conditional(x0=0.3, x1=-0.5).sample(2000, seed=1), near), 3)
+    many = 2 * torch.rand(1_000_000, 2, generator=g, dtype=torch.float64) - 1
+    near = many[(two_moons(many, g)[:, 1] - 0.2).abs() < 0.002][:2000].numpy()
+    row["theta_given_x2"] = round(told_apart(p.conditional(x3=0.2).marginal(["x0", "x1"]).sample(len(near), seed=1), near), 3)
+    return {"two_moons": row}
+
+
+def told_apart(x, y):
+    """C2ST as sbibm has it: held-out accuracy of a small net in five folds, of standardised draws."""
+    z, label = np.concatenate((x, y)), np.repeat([0, 1], [len(x), len(y)])
+    z = (z - y.mean(0)) / y.std(0)
+    net = MLPClassifier((10 * z.shape[1],) * 2, max_iter=1000, random_state=1)
+    return float(cross_val_score(net, z, label, cv=KFold(5, shuffle=True, random_state=1)).mean())
+
+
 def conditioning(options):
     g = torch.Generator().manual_seed(0)
     p = four_normals()
@@ -139,11 +184,12 @@ def energy(x, y):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["digits", "toys", "conditioning", "learned"])
+    parser.add_argument("what", choices=["digits", "toys", "conditioning", "learned", "joint"])
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--sets", nargs="+", default=["moons", "eight_gaussians", "checkerboard"])
+    parser.add_argument("--set", type=lambda pair: pair.split("=", 1), nargs="+", default=[], help="joint: options of the family")
     options = parser.parse_args()
-    rows = {"digits": digits, "toys": toys, "conditioning": conditioning, "learned": learned}[options.what](options)
+    rows = {"digits": digits, "toys": toys, "conditioning": conditioning, "learned": learned, "joint": joint}[options.what](options)
     print(json.dumps(rows | {"bar": BARS.get(options.what), "torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 

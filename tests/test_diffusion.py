@@ -1,9 +1,12 @@
 """The diffusion model against closed forms: an exact denoiser in place of the network, laws of independent values, normal data."""
 
+import base64
 import math
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 
 import pofx
 import pofx.ask.generic
@@ -17,6 +20,8 @@ from pofx.models.diffusion.heads import Heads
 from pofx.models.diffusion.levels import AlongPath, Even, Histogram, LogNormal, Met, Steps, Weight
 from pofx.models.diffusion.path import PATHS, Prediction, Target, path_of
 from pofx.models.diffusion.views import View, some_hidden
+from pofx.report.diagnoses import of_noise, write_picture
+from pofx.report.noise import film
 from pofx.samplers.twisted import width_of
 from pofx.types import Kind
 
@@ -483,6 +488,63 @@ def test_only_models_that_draw_from_noise_are_led():
     event = pofx.events.Event(led.domain, {0: pofx.events.Between(0.0, 1.0)})
     with pytest.raises(Unavailable, match="led to values, not to sets and intervals"):
         pofx.ask.generic.conditional(led, event, method="twisted", draws=100, generator=seeded())
+
+
+# -- looking at it ---------------------------------------------------------------------------------------
+
+
+def test_what_a_level_costs_is_the_posterior_variance():
+    """N(0, v): E |x_0 - D|^2 / s^2 = v / (v + s^2), and the bands, the top and the end together are minus the bound."""
+    v = 0.7
+    p = ExactDenoiser(torch.ones(1), torch.zeros(1, 2), v * torch.eye(2)[None])
+    model, x = exact(p, span=(0.1, 10.0)), p.sample(20_000, generator=seeded())
+    edges = torch.linspace(math.log(0.1), math.log(10.0), 13)
+    forgotten, decoded, each = model.paid(x, None, edges, seeded(1))
+    # the mean over a band of 2 v / (v + e^2u) is (ln of (v + s^2) / s^2 at its ends) / width
+    at = (v / edges.mul(2).exp() + 1).log()
+    expected = (at[:-1] - at[1:]) / (edges[1] - edges[0])
+    error = each.std(1) / math.sqrt(len(x))
+    assert ((each.mean(1) - expected).abs() < 5 * error).all()  # 12 bands: fails once in 10^5
+    whole = (forgotten + decoded).mean() + each.mean(1).sum() * (edges[1] - edges[0])
+    value, errors = model.log_prob_and_error(x[:2000], generator=seeded(2))
+    assert abs(float(whole + value.mean())) < 5 * float(errors.square().sum().sqrt()) / 2000 + 5 * float(value.std()) / math.sqrt(2000)
+
+
+def test_arrows_end_at_the_denoised_and_the_way_ends_at_a_draw():
+    p = mixture()
+    found = exact(p).diagnose(p.sample(100, generator=seeded()), generator=seeded(1))
+    for s, tips in zip(found.field.levels, found.field.tips, strict=True):
+        torch.testing.assert_close(tips, p(found.field.tails, torch.full((len(tips), 1), s)))
+    assert found.way.shape == (21, 400, 2)
+    assert len(found.at) == 21
+    assert found.at[-1] == 0
+    mean, covariance = p.moments()
+    assert torch.allclose(found.way[-1].mean(0), mean, atol=6 * float(covariance.max() / 400) ** 0.5)
+    assert not found.warnings
+    near = exact(p, span=(0.002, 1.0)).diagnose(p.sample(100, generator=seeded()), generator=seeded(1))
+    assert "forgetting a row costs" in near.warnings[0]
+
+
+@pytest.mark.parametrize(("name", "panels"), [("digits", 3), ("moons", 4), ("iris", 1)])
+def test_every_kind_of_rows_has_its_pictures(name, panels, tmp_path):
+    p = pofx.fit(name, "diffusion", max_epochs=1, progress=False)
+    found = p.diagnose(pofx.load(name).test, seed=0)
+    shown = list(of_noise(found, "diffusion", p.domain))
+    assert len(shown) == panels
+    assert all(panel.picture.startswith("data:image/png;base64," if panel.is_image else "<svg") for panel in shown)
+    assert "mathdefault" not in shown[0].picture
+    for ending, begins in ((".png", b"\x89PNG"), (".html", b"<!doctype html>"), (".svg", b"<?xml")):
+        write_picture(found, tmp_path / f"noise{ending}", p.domain)
+        assert (tmp_path / f"noise{ending}").read_bytes().startswith(begins)
+    assert "eight in ten" in found.sentence()
+    assert f"on the way {found.paid:.3f}" in str(found)
+
+
+def test_a_film_has_every_frame_of_the_way():
+    p = pofx.fit("moons", "diffusion", max_epochs=1, width=16, blocks=1, steps=7, progress=False)
+    source = film(p.diagnose(pofx.load("moons").test, seed=0), p.domain)
+    moving = Image.open(BytesIO(base64.b64decode(source.split(",")[1])))
+    assert moving.n_frames == 8
 
 
 # -- guidance and conditions -------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pofx.models.latent.inference import Draws, GaussianEncoder, Inference
 from pofx.models.latent.laws import DiagonalNormal
 from pofx.models.latent.priors import Mixture, StandardNormal
 from pofx.models.latent.vae import VAE
-from pofx.report.latents import write_picture
+from pofx.report.diagnoses import write_picture
 from pofx.types import Kind
 
 PHI = torch.special.ndtr
@@ -345,18 +345,18 @@ def test_the_command_prints_table_and_warnings_and_draws(learned, tmp_path):
     assert told.strip() == str(pofx.open(tmp_path / "p.safetensors").diagnose(frame))
     assert (tmp_path / "codes.svg").read_text().lstrip().startswith("<?xml")
     for name, begins in (("codes.png", b"\x89PNG"), ("codes.html", b"<!doctype html>")):
-        write_picture(p.diagnose(frame), tmp_path / name)
+        write_picture(p.diagnose(frame), tmp_path / name, p.domain)
         assert (tmp_path / name).read_bytes().startswith(begins)
     refused = pofx_("diagnose", tmp_path / "p.safetensors", tmp_path / "rows.csv", "--plot", tmp_path / "codes.gif", code=2)
     assert "a picture ends in .svg, .png, .html" in refused
     with pytest.raises(OptionError, match=r"codes\.gif"):
-        write_picture(p.diagnose(frame), tmp_path / "codes.gif")
+        write_picture(p.diagnose(frame), tmp_path / "codes.gif", p.domain)
 
 
 def test_holes_are_hatched_where_they_are(tmp_path):
     m = torch.tensor([[2.0, 0.0]])
     found = diagnose(generative(2), Fixed(m, torch.full((1, 2), 0.5)), which(1), weigh=even, generator=generator())
     assert any("holes of the plane" in warning for warning in found.warnings)
-    write_picture(found, tmp_path / "codes.svg")
+    write_picture(found, tmp_path / "codes.svg", Domain.real(2))
     hatched = (tmp_path / "codes.svg").read_text().count("url(#h")
     assert hatched == 2 * int(found.plane.in_holes.sum() + found.plane.is_beyond.sum())

@@ -351,6 +351,8 @@ class PofX:
     def diagnose(self, rows: Any, given: Any = None, *, seed: int | None = None) -> Diagnosis:  # noqa: ANN401
         """Whether the latents are used: active units, KL of levels and units, prior against codes, evenness of log_prob's weights.
 
+        Of a diffusion model: what each noise level costs of the bound, and draws on their way from noise.
+
         `print` shows the table; `warnings` are sentences. Rows that p did not learn from tell most; some hundreds are enough.
 
         Args:
@@ -359,7 +361,7 @@ class PofX:
             seed: of the draws.
 
         Raises:
-            Unavailable: p learns no latents.
+            Unavailable: p learns no latents and draws from no noise.
             DataError: there are no rows.
         """
         return self.model.diagnose(*self._rows(rows, given), generator=self._generator(seed))

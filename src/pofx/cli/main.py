@@ -277,18 +277,22 @@ def cluster(model: ModelFile, data: Data, out: Out = None, seed: Seed = 0) -> No
 def diagnose(
     model: ModelFile,
     data: Data,
-    plot: Annotated[Path | None, typer.Option(help="file for the picture of codes beside the prior (SVG, PNG, HTML)")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="file for the picture: codes beside the prior, or costs along the noise (SVG, PNG, HTML)"),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """What the latents of a vae carry for the rows of a file: active units, KL, holes of the prior; and what is wrong, in words."""
+    """What the latents of a vae carry for the rows of a file, or what each noise level of a diffusion model costs; and what is wrong."""
     from pofx.ask import open as opened
-    from pofx.report.latents import check_picture, write_picture
+    from pofx.report.diagnoses import check_picture, write_picture
 
     check_picture(plot)
-    found = opened(model).diagnose(data, seed=seed)
+    p = opened(model)
+    found = p.diagnose(data, seed=seed)
     typer.echo(str(found))
     if plot is not None:
-        write_picture(found, plot)
+        write_picture(found, plot, p.domain)
         typer.echo(f"Wrote {plot}", err=True)
 
 

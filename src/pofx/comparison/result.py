@@ -290,7 +290,7 @@ def _code(part: Code | None) -> dict[str, Any]:
 def _latents(part: Diagnosis | None) -> dict[str, Any]:
     """Of all levels together."""
     found = {} if part is None else part.numbers()
-    return {f"latent_{name}": sum(found[name]) if found else None for name in ("units", "active", "kl")}
+    return {f"latent_{name}": sum(found[name]) if name in found else None for name in ("units", "active", "kl")}
 
 
 def _answering(part: Answering) -> dict[str, Any]:

@@ -99,6 +99,10 @@ class Diagnosis(abc.ABC):
     def numbers(self) -> dict[str, Any]:
         """Plain data: what a record keeps."""
 
+    def to_units(self, of: Callable[[Tensor], Tensor]) -> "Diagnosis":
+        """The same, where it holds rows, with those mapped to other units."""
+        return self
+
 
 class Model(nn.Module, abc.ABC):
     """p(x | c) on a Domain, in tensors and nats.

@@ -1,7 +1,9 @@
 """Images as images: a sheet of data or samples as one PNG inside the page."""
 
 import base64
+from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +21,29 @@ def is_picture(domain: Domain) -> bool:
 
 def sheet(x: NDArray[np.float64], domain: Domain, columns: int = 10, rows: int = 6) -> str:
     """The first rows of x as a sheet of images: a data URI of a PNG with transparent gaps."""
-    from PIL import Image
+    return moving([laid_out(x, domain, columns, rows)])
 
+
+def laid_out(x: NDArray[np.float64], domain: Domain, columns: int, rows: int) -> NDArray[np.uint8]:
+    """The first rows of x side by side, gaps transparent: (H, W, 4)."""
     pixels = _bytes(x[: columns * rows], domain)
     height, width = pixels.shape[1:3]
     whole = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), dtype=np.uint8)
     for k, image in enumerate(pixels):
         top, left = k // columns * (height + GAP), k % columns * (width + GAP)
         whole[top : top + height, left : left + width] = image
+    return whole
+
+
+def moving(frames: Sequence[NDArray[np.uint8]], seconds: float = 0.12, rest: float = 2.0) -> str:
+    """Frames (H, W, 4) again and again, with a rest at the last: the data URI of a PNG that moves; of one frame, of a still one."""
+    from PIL import Image
+
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    shown = [1000 * seconds] * len(others) + [1000 * rest]
+    again: dict[str, Any] = {"save_all": True, "append_images": others, "duration": shown, "loop": 0, "blend": 0} if others else {}
     buffer = BytesIO()
-    Image.fromarray(whole).save(buffer, format="PNG", optimize=True)
+    first.save(buffer, format="PNG", optimize=True, **again)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

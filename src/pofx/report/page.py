@@ -17,35 +17,19 @@ from pofx.comparison.surface import is_plane
 from pofx.comparison.terminal import COLUMNS, answers, asked, cells, headline, plus_minus
 from pofx.comparison.words import NOTHING, duration, listed
 from pofx.domain import LEVELLED
+from pofx.models.diffusion.diagnostics import NoiseDiagnostics
 from pofx.models.latent.diagnostics import LatentDiagnostics
 from pofx.models.registry import family as registered
 from pofx.report import figures
 from pofx.report.data import columns
+from pofx.report.diagnoses import Panel, of_latents, of_noise
 from pofx.report.dots import axis_of, axis_of_answers
 from pofx.report.images import is_picture, sheet
-from pofx.report.latents import beside
 from pofx.report.svg import CLASSES, DATA_POINTS
 
 BEHIND = COLUMNS[3]
 MARGINALS = 40  # columns; a wider table of distances would not be read
 LOOKS = 4  # at learning; a shorter curve shows nothing
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture with its name.
-
-    Args:
-        title: above it.
-        picture: an <svg> element or the source of an image.
-        note: below it.
-        is_image: whether the picture is a source.
-    """
-
-    title: str
-    picture: str
-    note: str = ""
-    is_image: bool = False
 
 
 def page(comparison: Comparison) -> str:
@@ -86,6 +70,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "curves": [Panel(r.family, figures.learning_curve(r), _stopped(r)) for r in comparison.ranked if _learned_in_steps(r)],
         "codes": codes(comparison, classes),
         "latents": latents(comparison),
+        "noise": noise(comparison),
         "classes": [(name, CLASSES[k % len(CLASSES)]) for k, name in enumerate(classes.names)],
         "coloured": classes.says,
         "task": task,
@@ -180,9 +165,13 @@ def codes(comparison: Comparison, classes: "Colouring") -> list[Panel]:
 
 def latents(comparison: Comparison) -> list[Panel]:
     """Codes beside the prior, of the families that have one."""
-    found = [(r.family, r.latents) for r in comparison.ranked if isinstance(r.latents, LatentDiagnostics)]
-    notes = [". Warning: ".join((d.sentence(), *d.warnings)) + "." for _, d in found]
-    return [Panel(name, beside(d.plane, f"latents-{name}"), note) for (name, d), note in zip(found, notes, strict=True)]
+    return [of_latents(r.latents, r.family) for r in comparison.ranked if isinstance(r.latents, LatentDiagnostics)]
+
+
+def noise(comparison: Comparison) -> list[Panel]:
+    """Where the bound is paid and the way of some draws, of the families that draw from noise."""
+    found = [(r.latents, r.family) for r in comparison.ranked if isinstance(r.latents, NoiseDiagnostics)]
+    return [panel for d, name in found for panel in of_noise(d, name, comparison.task.domain)]
 
 
 @dataclass(frozen=True)

@@ -382,7 +382,7 @@ class Prepared(Model):
 
     def _diagnose(self, x: X, c: Context | None, generator: Generator) -> Diagnosis:
         """The base's, at the middle of every cell."""
-        return self.base.diagnose(self._centre(x), self._features(c), generator=generator)
+        return self.base.diagnose(self._centre(x), self._features(c), generator=generator).to_units(self._to_user)
 
     def _classify(self, x: X, d: int, generator: Generator) -> Tensor:
         """The base's, where nothing is lifted: the slopes of the other variables' maps are the same under every level."""

@@ -4,15 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from pofx.domain import Domain
 from pofx.models.base import Model, Particles, labelled
+from pofx.models.diffusion.diagnostics import NoiseDiagnostics, diagnose
 from pofx.models.diffusion.heads import Coordinates, Heads, Reals
 from pofx.models.diffusion.led import Seen
-from pofx.models.diffusion.levels import Even, LevelLaw, Met, Steps, Weight
+from pofx.models.diffusion.levels import LevelLaw, Met, Steps, Weight
 from pofx.models.diffusion.views import View, some_hidden
 from pofx.samplers.denoising import DPM2M, Denoise, Solver, last
 from pofx.samplers.flow_ode import decode, encode, ode_log_prob
@@ -150,7 +152,8 @@ class Diffusion(Model):
         """w |x_0 - D|^2 / s^2 at a level a row while training; else minus the bound."""
         view = self._view(x)
         if not self.training:
-            return -self._judged(x, view, c, generator)
+            # At levels that nothing learned moves: at the same noise two networks differ by what they are, hardly by luck.
+            return -self._bound(x, view, c, _JUDGED, generator, Met().to(self.location))
         view = some_hidden(view, self.learning.masked, generator)
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
@@ -159,14 +162,6 @@ class Diffusion(Model):
         self.met.see(log_s, error.detach(), chance, self.ends)
         whole = self.heads.width / self._coordinates(view.noised).sum(1).clamp_min(1)  # a part counts as much as a row
         return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * whole * error
-
-    def _judged(self, x: X, view: View, c: Context | None, generator: Generator) -> Nats:
-        """The bound at levels that nothing learned moves: at the same noise two networks differ by what they are, hardly by luck."""
-        start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
-        for j in range(_JUDGED):
-            log_s = Even().place((j + start) / _JUDGED, self.ends)
-            integral = integral + self._error(view, c, log_s, generator)[0] / Even().density(log_s, self.ends) / _JUDGED
-        return self._log_decoded(x, view, c, generator) - self._to_prior(view, c) - integral
 
     def _view(self, x: X) -> View:
         """Rows whose missing cells are absent."""
@@ -228,24 +223,25 @@ class Diffusion(Model):
             value, error = self._ode(view, c, generator)
         else:
             groups = min(_GROUPS, self.asking.draws)
-            each = torch.stack([self._bound(x, view, c, -(-self.asking.draws // groups), generator) for _ in range(groups)])
+            levels = -(-self.asking.draws // groups)
+            each = torch.stack([self._bound(x, view, c, levels, generator, self.met) for _ in range(groups)])
             value, error = each.mean(0), each.std(0) / math.sqrt(groups)
         return torch.where(inside, value, -math.inf), torch.where(inside & value.isfinite(), error, 0.0)
 
-    def _bound(self, x: Tensor, view: View, c: Context | None, levels: int, generator: Generator) -> Nats:
-        """One estimate for each row, from so many levels, evenly apart."""
+    def _bound(self, x: Tensor, view: View, c: Context | None, levels: int, generator: Generator, met: Met) -> Nats:
+        """One estimate for each row, from so many levels, evenly apart in what was met."""
         start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
         for j in range(levels):
-            log_s, weight = self._at((j + start) / levels)
+            log_s, weight = self._at((j + start) / levels, met)
             error, chance = self._error(view, c, log_s, generator)
-            integral = integral + weight / levels * (error - self.met.luck(log_s, chance, self.ends))
+            integral = integral + weight / levels * (error - met.luck(log_s, chance, self.ends))
         return self._log_decoded(x, view, c, generator) - self._to_prior(view, c) - integral
 
-    def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _at(self, u: Tensor, met: Met) -> tuple[Tensor, Tensor]:
         """ln s at a share of the levels, and what it counts in the integral over ln s."""
         if self.asking.steps_bounded:
             return Steps(self.asking.steps_bounded).at(u, self.ends)
-        law = self.met.law(self.ends)
+        law = met.law(self.ends)
         log_s = law.place(u, self.ends)
         return log_s, 1 / law.density(log_s, self.ends)
 
@@ -297,9 +293,9 @@ class Diffusion(Model):
     # -- draws -------------------------------------------------------------------------------------
 
     def _sample(self, n: int, c: Context | None, generator: Generator) -> X:
-        return self.drawn(self._noised(n), c, generator)
+        return self.drawn(self.free(n), c, generator)
 
-    def _noised(self, n: int) -> View:
+    def free(self, n: int) -> View:
         """Rows of which nothing is known."""
         nothing = self.location.new_zeros(n, len(self.domain))
         return View(self.location.new_zeros(n, self.heads.width), nothing, nothing)
@@ -381,7 +377,28 @@ class Diffusion(Model):
 
     def _free(self, y: Tensor, s: Tensor) -> Tensor:
         """The network's outputs where nothing of the rows is known."""
-        return self.out(y, s, self._noised(len(y)))
+        return self.out(y, s, self.free(len(y)))
+
+    @labelled(Kind.ESTIMATE)
+    def _diagnose(self, x: X, c: Context | None, generator: Generator) -> NoiseDiagnostics:
+        """Where along the noise the bound is paid, and the way of some draws."""
+        return diagnose(self, x, c, generator)
+
+    def paid(self, x: X, c: Context | None, edges: Tensor, generator: Generator) -> tuple[Nats, Nats, Tensor]:
+        """What rows pay of the bound: at the top, at the bottom, and a unit of ln s between these edges, (bands, N)."""
+        view, u = self._view(x), self._rand(len(x), generator)
+        each = [self._error(view, c, low + u * (high - low), generator)[0] for low, high in pairwise(edges)]
+        return self._to_prior(view, c), -self._log_decoded(x, view, c, generator), torch.stack(each)
+
+    def way(self, n: int, c: Context | None, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Draws at every level on their way, (steps + 1, n, D), with the spread of rows, and the levels."""
+        c = None if c is None else c[:n]
+        n = n if c is None else len(c)
+        view, levels = self.free(n), self.levels
+        y = self._middle(view, c) + self._noise(n, generator)
+        frames = [y, *self.asking.solver(self.denoiser(view, c), y, levels, generator=generator)]
+        scaled = [frame / (1 + s.square()).sqrt() for frame, s in zip(frames, levels.to(y), strict=True)]
+        return torch.stack([self.heads.read(frame) for frame in scaled]), levels
 
     @labelled(Kind.ESTIMATE)
     def _encode(self, x: X, c: Context | None) -> Latent:
@@ -394,7 +411,7 @@ class Diffusion(Model):
     @labelled(Kind.ESTIMATE)
     def _decode(self, z: Latent, c: Context | None) -> X:
         s_min, s_max = self.ends.exp().tolist()
-        view = self._noised(len(z))
+        view = self.free(len(z))
         y = self._middle(view, c) + (self.variance + s_max**2).sqrt() * z.to(self.location)
         return self.heads.read(decode(self.denoiser(view, c), y, s_min=s_min, s_max=s_max, method=self._method).y)
 

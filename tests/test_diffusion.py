@@ -351,8 +351,8 @@ def tied(n, seed):
 @pytest.fixture(scope="module")
 def correlated():
     domain = Domain((*Domain.real(2).variables, Variable("up", K.BINARY, levels=(0, 1))))
-    options = {"width": 64, "blocks": 2, "max_epochs": 300, "patience": 300, "batch_size": 256, "masked": 0.5}
-    return pofx.fit(tied(4000, 0), "diffusion", schema=domain, progress=False, **options)
+    options = {"width": 64, "blocks": 2, "max_epochs": 110, "patience": 110, "batch_size": 512, "learning_rate": 6e-3}
+    return pofx.fit(tied(20_000, 0), "diffusion", schema=domain, progress=False, **options)
 
 
 @pytest.mark.slow
@@ -361,13 +361,13 @@ def test_it_learns_conditionals_and_marginals(correlated):
     given = correlated.conditional(x0=1.0)
     assert given.approximation
     draws = given.sample(4000, seed=1)
-    assert abs(draws[:, 0].mean() - 0.8) < 0.1
+    assert abs(draws[:, 0].mean() - 0.8) < 0.08
     assert abs(draws[:, 0].std() - 0.6) < 0.06
     assert draws[:, 1].mean() > 0.97, "the sign of what is known"
-    alone, values = correlated.marginal("x1"), torch.linspace(-1.5, 1.5, 7)[:, None]
+    alone, values = correlated.using(draws=1024).marginal("x1"), torch.linspace(-2, 2, 9)[:, None]
     found, expected = alone.log_prob(values.numpy()), torch.distributions.Normal(0.0, 1.0).log_prob(values[:, 0])
-    assert (abs(found.value - expected.numpy()) < 0.15 + 5 * found.error).all()
-    assert found.error.max() < 1.0
+    assert (abs(found.value - expected.numpy()) < 0.15 + found.error).all()
+    assert found.error.max() < 0.2
     filled = correlated.impute([[1.5, float("nan"), float("nan")]])
     assert abs(float(filled[0][1]) - 1.2) < 0.25
     assert float(filled[0][2]) == 1

@@ -62,7 +62,7 @@ def of_noise(found: NoiseDiagnostics, name: str, domain: Domain) -> Iterator[Pan
     if film is not None:
         yield Panel(f"{name}: the same in motion", film, is_image=True)
     if found.field is not None:
-        yield Panel(f"{name}: the score", noise.arrows(found.field, f"score-{name}"), "an arrow goes from y to E[x given y] at noise s")
+        yield Panel(f"{name}: the score", noise.arrows(found.field, f"score-{name}"), "arrows go half the way to E[x given y]")
 
 
 def write_picture(found: Diagnosis, place: Path, domain: Domain) -> None:

@@ -64,7 +64,7 @@ def arrows(field: Field, name: str) -> str:
     with canvas(2.2 * len(field.levels), 2.2) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(field.levels)))
         for axes, s, tips in zip(panels, field.levels, field.tips.cpu().double().numpy(), strict=True):
-            axes.quiver(*tails.T, *(tips - tails).T, color=SAMPLE_POINTS, angles="xy", scale_units="xy", scale=1, width=0.006)
+            axes.quiver(*tails.T, *(tips - tails).T, color=SAMPLE_POINTS, angles="xy", scale_units="xy", scale=2, width=0.006)
             axes.set_title(f"s = {s:g}", fontsize=7.5)
             bare(axes)
         return inline(figure, name)

@@ -17,7 +17,7 @@ _BANDS = 24
 _ROWS = 512  # that the bound is looked at by
 _DRAWN = {True: 400, False: 6}  # draws that are followed: of points of the plane, and of everything else
 _ALONG = 16  # arrows on each side of the plane
-_FIELDS = (0.1, 0.4, 1.6)  # levels of the arrows, in deviations
+_FIELDS = (0.1, 0.3, 1.0)  # levels of the arrows, in deviations
 _DEAR = 0.1  # nats that forgetting a row may cost
 
 

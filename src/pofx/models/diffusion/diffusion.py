@@ -71,7 +71,7 @@ class Asking:
     steps_bounded: int | None = None
     ode: bool = False
     probes: int = 8
-    ode_steps: int = 64
+    ode_steps: int = 32
     guidance: float = 0.0
 
 

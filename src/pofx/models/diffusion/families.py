@@ -85,7 +85,7 @@ class DiffusionConfig(ImageConfig):
     draws: int = Field(64, ge=2, le=2**16, description="levels of a row's bound")
     bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
-    ode_steps: int = Field(64, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
+    ode_steps: int = Field(32, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
     learning_rate: float = Field(3e-3, gt=0)
     batch_size: int = Field(128, ge=1)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")

@@ -42,6 +42,8 @@ def some_hidden(view: View, share: float, generator: Generator) -> View:
         share: of the rows.
         generator: of the choice.
     """
+    if not share:
+        return view
     n, d = view.given.shape
     draws = torch.rand(n, 2 * d + 3, generator=generator, dtype=view.given.dtype, device=view.given.device)
     (sort, shown, hidden), for_given, for_absent = draws[:, :3, None].unbind(1), draws[:, 3 : 3 + d], draws[:, 3 + d :]

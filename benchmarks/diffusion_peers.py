@@ -84,11 +84,11 @@ def noise(n=ROWS):
 
 def solve_pofx(budget):
     from pofx.samplers.denoising import SOLVERS, last
-    from pofx.samplers.levels import karras, log_uniform
+    from pofx.samplers.levels import karras, log_uniform, turned
 
     for s_max in (10.0, 80.0):
-        for name, cost in (("dpm2m", 1), ("heun", 2)):
-            for grid in (log_uniform, karras):
+        for name, cost, grids in (("dpm2m", 1, (log_uniform, karras)), ("heun", 2, (log_uniform, karras)), ("rk4", 4, (turned,))):
+            for grid in grids:
                 d = Counted()
                 with torch.no_grad():
                     x = last(SOLVERS[name](d, start(s_max), grid(max(2, budget // cost), 0.002, s_max), generator=None))

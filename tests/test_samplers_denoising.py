@@ -1,6 +1,7 @@
 """Solvers against Gaussian data, where each is a scalar recursion, and their order on a mixture; the exact denoiser against Bayes."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from pofx.samplers import (
     Heun,
     PredictorCorrector,
     Solver,
+    TurnedRungeKutta,
     karras,
     last,
     log_uniform,
+    turned,
 )
 
 
@@ -275,7 +278,7 @@ def test_weak_order(name):
 
 
 @pytest.mark.parametrize(("solver", "order"), [(DDIM(), 1), (Heun(), 2), (DPM2M(), 2)])
-@pytest.mark.parametrize("grid", [karras, log_uniform])
+@pytest.mark.parametrize("grid", [karras, log_uniform, turned])
 def test_order_on_a_mixture(solver, order, grid):
     """Against a fine solution of another kind: the error falls by 2^order where steps are halved."""
     p, low, high = mixture(), 0.1, 5.0
@@ -284,6 +287,45 @@ def test_order_on_a_mixture(solver, order, grid):
         truth = last(Adaptive(1e-11, 1e-11)(p, y, log_uniform(2, low, high)))
         errors = [float((last(solver(p, y, grid(n, low, high))) - truth).square().mean().sqrt()) for n in (161, 321)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 5.0), (0.02, 80.0)])
+def test_turned_steps_are_of_order_four(low, high):
+    p = mixture()
+    y = high * torch.randn(60, 2, generator=seeded())
+    with torch.no_grad():
+        truth = last(Adaptive(1e-12, 1e-12)(p, y, log_uniform(2, low, high)))
+        errors = [float((last(TurnedRungeKutta()(p, y, turned(n, low, high))) - truth).square().mean().sqrt()) for n in (41, 81)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3)
+
+
+def test_turned_steps_on_centred_normal_data_are_a_recursion():
+    """dx / du = g(u) x with g = (cos a - c / cos a) a' / sin a, c = V / (V + s^2): each step is Runge and Kutta's polynomial of its g."""
+    levels = turned(7, 0.05, 10.0)
+    y = torch.tensor([[1.0], [-7.0]])
+    walked = list(TurnedRungeKutta()(lambda y, s: shrink(s) * y, y, levels))
+
+    def g(u):
+        a = 0.1 * math.sinh(u)
+        return (math.cos(a) - shrink(math.tan(a)) / math.cos(a)) * 0.1 * math.cosh(u) / math.sin(a)
+
+    factor, place = 1.0, [math.asinh(math.atan(s) / 0.1) for s in levels[:-1].tolist()]
+    for i, (u, v) in enumerate(pairwise(place)):
+        h, middle = v - u, g((u + v) / 2)
+        k_1 = g(u)
+        k_2 = middle * (1 + h / 2 * k_1)
+        k_3 = middle * (1 + h / 2 * k_2)
+        k_4 = g(v) * (1 + h * k_3)
+        turn = math.cos(math.atan(float(levels[i]))) / math.cos(math.atan(float(levels[i + 1])))
+        factor *= (1 + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)) * turn
+        torch.testing.assert_close(walked[i], factor * y, rtol=1e-11, atol=0)
+
+
+def test_a_standard_normal_stands_still():
+    """D = y / (1 + s^2): x = y cos(a) keeps its place, however few the steps; y = x / cos(a) up to rounding."""
+    y = torch.tensor([[-300.0], [0.1], [25.0]])
+    *_, lowest, _ = TurnedRungeKutta()(lambda y, s: y / (1 + s.square()), y, turned(3, 0.01, 100.0))
+    torch.testing.assert_close(lowest, y * math.sqrt((1 + 0.01**2) / (1 + 100.0**2)))
 
 
 def test_the_adaptive_solver_keeps_its_tolerance():

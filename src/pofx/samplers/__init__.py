@@ -16,8 +16,10 @@ from pofx.samplers.denoising import (
     Heun,
     PredictorCorrector,
     Solver,
+    TurnedRungeKutta,
     last,
     probability_flow,
+    turning,
 )
 from pofx.samplers.diagnostics import bulk_ess, mean_error, mean_ess, pareto_k, rhat, tail_ess, weight_ess
 from pofx.samplers.flow_ode import FlowLogProb, decode, encode, ode_log_prob
@@ -25,7 +27,7 @@ from pofx.samplers.gibbs import GibbsChains, Sweep, gibbs
 from pofx.samplers.hmc import HMCChains, hmc
 from pofx.samplers.importance import Weighted, importance, log_mean, smoothed, systematic
 from pofx.samplers.kernels import Hamiltonian, Independence, Kernel, Moved, RandomWalk
-from pofx.samplers.levels import along_path, check_levels, karras, log_uniform
+from pofx.samplers.levels import along_path, check_levels, karras, log_uniform, turned
 from pofx.samplers.smc import SMC, smc
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "RandomWalk",
     "Solver",
     "Sweep",
+    "TurnedRungeKutta",
     "Weighted",
     "along_path",
     "ascend",
@@ -74,5 +77,7 @@ __all__ = [
     "smoothed",
     "systematic",
     "tail_ess",
+    "turned",
+    "turning",
     "weight_ess",
 ]

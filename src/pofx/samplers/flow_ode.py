@@ -3,14 +3,8 @@
 dy / d ln s = y - D(y, s) carries the rows of p_s to those of any other level and back. Its density is that of a model of its own:
 with a D that is no exact denoiser, p_ODE is neither the law of the stochastic solvers nor what the variational bound bounds.
 
-Steps are taken of x = y cos(a) along the angle a = atan(s), in which rows of a normal of unit variance stand still and the way to
-s = infinity is finite:
-
-    dx / da = (x cos a - D(x / cos a, tan a)) / sin a,   a = delta sinh(u),
-
-with even steps in u, small where a is below delta = 0.1 and thin densities are resolved. With Runge and Kutta's method of order 4, on
-mixtures of deviation 0.2 and 0.04 (of a whole of 1), that was worth three times the steps of ln s. Rows are centred and have about unit
-variance.
+Steps are taken of x = y cos(a) along the angle a = atan(s), see `denoising.turning`. With Runge and Kutta's method of order 4, on mixtures
+of deviation 0.2 and 0.04 (of a whole of 1), that was worth three times the steps of ln s. Rows are centred and have about unit variance.
 
 Source: Song et al., "Score-based generative modeling through stochastic differential equations", ICLR 2021, arXiv:2011.13456. The
 coordinates of the steps are ours.
@@ -23,13 +17,11 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pofx.samplers.denoising import Denoise, Rows
+from pofx.samplers.denoising import Denoise, Rows, turning
 from pofx.samplers.densities import check_count
-from pofx.samplers.levels import check_range
-from pofx.transforms.ode import Field, Method, Solution, Trace, carry, integrate
+from pofx.samplers.levels import TURN, check_range
+from pofx.transforms.ode import Method, Solution, Trace, carry, integrate
 from pofx.types import Generator
-
-_DELTA = 0.1  # the angle above which steps grow no more
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ def ode_log_prob(
         check_count("probes", trace, 2)
     first, last = math.atan(s_min), math.atan(s_max)
     start = x * math.cos(first)
-    carried = carry(_turning(denoise), start, _place(first), _place(last), trace=trace, method=method, generator=generator)
+    carried = carry(turning(denoise), start, _place(first), _place(last), trace=trace, method=method, generator=generator)
     log_det = carried.log_det + x.shape[1] * math.log(math.cos(first) / math.cos(last))
     return FlowLogProb(log_prior(carried.y / math.cos(last)) + log_det, carried.error, carried.evaluations)
 
@@ -114,20 +106,9 @@ def decode(denoise: Denoise, y: Rows, *, s_min: float, s_max: float, method: Met
 
 def _moved(denoise: Denoise, y: Rows, s: float, t: float, method: Method | None) -> Solution:
     first, last = math.atan(s), math.atan(t)
-    found = integrate(_turning(denoise), y * math.cos(first), _place(first), _place(last), method=method)
+    found = integrate(turning(denoise), y * math.cos(first), _place(first), _place(last), method=method)
     return replace(found, y=found.y / math.cos(last))
 
 
-def _turning(denoise: Denoise) -> Field:
-    """dx / du of x = y cos a, a = delta sinh u."""
-
-    def field(u: Tensor, x: Rows) -> Rows:
-        a = _DELTA * u.sinh()
-        return (x * a.cos() - denoise(x / a.cos(), a.tan())) * _DELTA * u.cosh() / a.sin()
-
-    return field
-
-
 def _place(a: float) -> float:
-    """u of an angle."""
-    return math.asinh(a / _DELTA)
+    return math.asinh(a / TURN)

@@ -49,6 +49,19 @@ def log_uniform(steps: int, s_min: float, s_max: float, *, to_data: bool = True)
     return _grid(steps, s_max, s_min, lambda share: s_max * (share * math.log(s_min / s_max)).exp(), to_data)
 
 
+TURN = 0.1  # delta: the angle above which steps grow no more
+
+
+def turned(steps: int, s_min: float, s_max: float, *, to_data: bool = True) -> Levels:
+    """tan(a_i) at even steps of u, a = delta sinh(u) and delta = 0.1, then 0: even in the angle a = atan(s), finer where it is below delta.
+
+    The grid of `TurnedRungeKutta`, which takes the way from s = infinity as it takes any other. Arguments and errors as `karras`.
+    """
+    check_range(s_min, s_max)
+    top, bottom = (math.asinh(math.atan(s) / TURN) for s in (s_max, s_min))
+    return _grid(steps, s_max, s_min, lambda share: (TURN * (top + share * (bottom - top)).sinh()).tan(), to_data)
+
+
 def along_path(steps: int, level: Callable[[Tensor], Tensor], *, t_min: float = 1e-3, t_max: float = 1.0, to_data: bool = True) -> Levels:
     """s(t_max) ... s(t_min) at equal steps of t, then 0: the grid of those who speak of a path in t.
 

@@ -316,7 +316,7 @@ class Diffusion(Model):
     def levels(self) -> Levels:
         """Those that a draw goes down by."""
         s_min, s_max = self.ends.exp().tolist()
-        return log_uniform(self.asking.steps, s_min, s_max)
+        return self.asking.solver.grid(self.asking.steps, s_min, s_max)
 
     def _noise(self, n: int, generator: Generator) -> Coordinates:
         """y at the greatest level, less its mean."""

@@ -76,7 +76,7 @@ class DiffusionConfig(ImageConfig):
     s_max: float | None = Field(None, gt=0, description="the greatest noise; None: forgetting a row costs 0.01 nats")
     masked: float = Field(0.5, ge=0, le=1, description="share of training rows that show and hide cells: so conditionals are learned")
     dropped: float = Field(0.1, ge=0, lt=1, description="share of training rows without their condition, for guidance")
-    solver: Literal["dpm2m", "dpm2m-sde", "ddim", "ancestral", "euler-maruyama", "heun", "predictor-corrector", "adaptive"] = Field(
+    solver: Literal["dpm2m", "dpm2m-sde", "ddim", "ancestral", "euler-maruyama", "heun", "rk4", "predictor-corrector", "adaptive"] = Field(
         "dpm2m", description="the way from noise to a draw"
     )
     steps: int = Field(20, ge=1, le=10_000, description="of the solver")

@@ -326,6 +326,19 @@ def test_cells_are_noised_given_or_absent():
     assert some_hidden(view, 0.0, seeded()).given.sum() == 0
 
 
+def test_every_second_picture_shows_what_is_outside_of_a_rectangle():
+    """Of 8 x 8 pixels with 3 channels: what is noised fills its bounding box, in all channels alike; scattered cells hardly ever do."""
+    view = View(torch.zeros(4000, 192), torch.zeros(4000, 192), torch.zeros(4000, 192))
+    given = some_hidden(view, 1.0, seeded(), (3, 8, 8)).given[:, :]
+    shown = given[given.sum(1) > 0]
+    inside = 1 - shown.view(-1, 3, 8, 8)
+    box = inside.amax((1, 3))[:, :, None] * inside.amax((1, 2))[:, None, :]
+    filled = (inside == box[:, None]).flatten(1).all(1).double().mean()
+    assert 0.4 < float(filled) < 0.6
+    whole_width = (inside.amax((1, 2)) > 0).all(1) & (inside[:, 0] == box).flatten(1).all(1)
+    assert float(whole_width.double().mean()) > 0.03, "halves, too"
+
+
 def test_what_is_absent_or_given_is_not_read_from_the_noise():
     domain = Domain.real(3)
     model = DiffusionConfig(width=16, blocks=1).build(domain).eval()

@@ -42,12 +42,14 @@ class Learning:
         weight: how much each counts.
         masked: share of the rows that show and hide some of their cells, so that conditionals are learned, too.
         dropped: share of the rows whose condition is left out, so that guidance has something to compare with.
+        picture: (C, H, W) of rows that are pictures: rectangles of them are shown and hidden, too.
     """
 
     law: LevelLaw | None = None
     weight: Weight = Weight.BALANCED
     masked: float = 0.0
     dropped: float = 0.0
+    picture: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Diffusion(Model):
         if not self.training:
             # At levels that nothing learned moves: at the same noise two networks differ by what they are, hardly by luck.
             return -self._bound(x, view, c, _JUDGED, generator, Met().to(self.location))
-        view = some_hidden(view, self.learning.masked, generator)
+        view = some_hidden(view, self.learning.masked, generator, self.learning.picture)
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
         log_s = law.place(u, self.ends)

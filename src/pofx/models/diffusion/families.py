@@ -113,7 +113,7 @@ class DiffusionConfig(ImageConfig):
         if self.s_min and self.s_max and self.s_min >= self.s_max:
             raise OptionError(f"noise goes from s_min up to s_max, got {self.s_min} and {self.s_max}")
         net = self._net(domain, heads, 0 if context is None else len(context) + 1)
-        return Diffusion(domain, context, heads, net, self._learning(), self._asking(), (self.s_min, self.s_max))
+        return Diffusion(domain, context, heads, net, self._learning(net), self._asking(), (self.s_min, self.s_max))
 
     def _net(self, domain: Domain, heads: Heads, context: int) -> nn.Module:
         """As said; by the shape where nothing is said."""
@@ -143,8 +143,8 @@ class DiffusionConfig(ImageConfig):
         outputs, patch = sum(heads.outputs) // math.prod(sides), self.patch or -(-max(sides) // _MOST_SIDE)
         return PictureNet(net(4 * channels, outputs, tuple(sides), context, patch=patch, dropout=self.dropout), shape)
 
-    def _learning(self) -> Learning:
-        return Learning(self._law(), self.weight, self.masked, self.dropped)
+    def _learning(self, net: nn.Module) -> Learning:
+        return Learning(self._law(), self.weight, self.masked, self.dropped, net.shape if isinstance(net, PictureNet) else None)
 
     def _law(self) -> LevelLaw | None:
         match self.levels:

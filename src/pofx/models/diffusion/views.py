@@ -32,24 +32,45 @@ class View(NamedTuple):
         return 1 - self.given - self.absent
 
 
-def some_hidden(view: View, share: float, generator: Generator) -> View:
+def some_hidden(view: View, share: float, generator: Generator, picture: tuple[int, int, int] | None = None) -> View:
     """The same rows, of which a share show some of their noised cells as they are (half of them), hide some (a quarter), or both.
 
-    How many is drawn for each row, evenly from none to all: a network that learns from such views answers p(any cells | any others).
+    How many is drawn for each row, evenly from none to all; of pictures every second one shows or hides what is outside of a rectangle. A
+    network that learns from such views answers p(any cells | any others).
 
     Args:
         view: rows.
         share: of the rows.
         generator: of the choice.
+        picture: (C, H, W), where the variables are pixels.
     """
     if not share:
         return view
-    n, d = view.given.shape
-    draws = torch.rand(n, 2 * d + 3, generator=generator, dtype=view.given.dtype, device=view.given.device)
-    (sort, shown, hidden), for_given, for_absent = draws[:, :3, None].unbind(1), draws[:, 3 : 3 + d], draws[:, 3 + d :]
-    given = view.noised * (sort < share * 3 / 4) * (for_given < shown)
-    absent = (view.noised - given) * (sort > share / 2) * (sort < share) * (for_absent < hidden)
+    sort = torch.rand(len(view.given), 1, generator=generator, dtype=view.given.dtype, device=view.given.device)
+    given = view.noised * (sort < share * 3 / 4) * _chosen(view, generator, picture)
+    absent = (view.noised - given) * (sort > share / 2) * (sort < share) * _chosen(view, generator, picture)
     return View(view.x_0, view.given + given, view.absent + absent)
+
+
+def _chosen(view: View, generator: Generator, picture: tuple[int, int, int] | None) -> Flags:
+    """Some cells of each row."""
+    n, d = view.given.shape
+    draws = torch.rand(n, d + 1, generator=generator, dtype=view.given.dtype, device=view.given.device)
+    cells = (draws[:, 1:] < draws[:, :1]).to(draws)
+    if picture is None:
+        return cells
+    channels, *sides = picture
+    u = torch.rand(n, 5, generator=generator, dtype=draws.dtype, device=draws.device)
+    rows, columns = (_span(u[:, 2 * k : 2 * k + 2], side) for k, side in enumerate(sides))
+    outside = 1 - (rows[:, :, None] * columns[:, None, :]).flatten(1).repeat(1, channels)
+    return torch.where(u[:, 4:] < 0.5, cells, outside)
+
+
+def _span(u: Tensor, side: int) -> Flags:
+    """A stretch of places for each row, (N, side): it begins before the first in a third of the rows, and often ends at the last."""
+    begin = 1.5 * u[:, :1] - 0.5
+    place = (torch.arange(side, device=u.device) + 0.5) / side
+    return ((place > begin) & (place < begin + 1.5 * u[:, 1:])).to(u)
 
 
 class Seeing(Protocol):

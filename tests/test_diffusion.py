@@ -4,6 +4,7 @@ import base64
 import math
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -364,7 +365,7 @@ def tied(n, seed):
 @pytest.fixture(scope="module")
 def correlated():
     domain = Domain((*Domain.real(2).variables, Variable("up", K.BINARY, levels=(0, 1))))
-    options = {"width": 64, "blocks": 2, "max_epochs": 110, "patience": 110, "batch_size": 512, "learning_rate": 6e-3}
+    options = {"width": 64, "blocks": 2, "max_epochs": 80, "patience": 80, "batch_size": 512, "learning_rate": 6e-3, "masked": 0.75}
     return pofx.fit(tied(20_000, 0), "diffusion", schema=domain, progress=False, **options)
 
 
@@ -377,10 +378,10 @@ def test_it_learns_conditionals_and_marginals(correlated):
     assert abs(draws[:, 0].mean() - 0.8) < 0.08
     assert abs(draws[:, 0].std() - 0.6) < 0.06
     assert draws[:, 1].mean() > 0.97, "the sign of what is known"
-    alone, values = correlated.using(draws=1024).marginal("x1"), torch.linspace(-2, 2, 9)[:, None]
+    alone, values = correlated.using(draws=4096).marginal("x1"), torch.linspace(-2, 2, 9)[:, None]
     found, expected = alone.log_prob(values.numpy()), torch.distributions.Normal(0.0, 1.0).log_prob(values[:, 0])
     assert (abs(found.value - expected.numpy()) < 0.15 + found.error).all()
-    assert found.error.max() < 0.2
+    assert found.error.max() < 0.12
     filled = correlated.impute([[1.5, float("nan"), float("nan")]])
     assert abs(float(filled[0][1]) - 1.2) < 0.25
     assert float(filled[0][2]) == 1
@@ -558,6 +559,22 @@ def test_a_film_has_every_frame_of_the_way():
     source = film(p.diagnose(pofx.load("moons").test, seed=0), p.domain)
     moving = Image.open(BytesIO(base64.b64decode(source.split(",")[1])))
     assert moving.n_frames == 8
+
+
+@pytest.mark.parametrize("net", ["mlp", "transformer"])
+def test_a_file_is_opened_under_another_default_type(net, tmp_path):
+    """Counts, levels and reals: what no file holds follows the weights; and so does what is asked in another way."""
+    rows = {"a": [0.1, 0.5, -1.0, 0.3] * 10, "b": ["x", "y", "x", "z"] * 10, "n": [1, 4, 2, 3] * 10}
+    torch.set_default_dtype(torch.float32)
+    try:
+        p = pofx.fit(rows, "diffusion", net=net, width=16, blocks=1, max_epochs=1, progress=False, schema={"n": "count"})
+        expected = np.asarray(p.log_prob(rows))
+        p.save(tmp_path / "p.safetensors")
+    finally:
+        torch.set_default_dtype(torch.float64)
+    opened = pofx.open(tmp_path / "p.safetensors")
+    assert np.array_equal(np.asarray(opened.log_prob(rows)), expected)
+    assert len(opened.using(steps=3).conditional(b="x").sample(5)["a"]) == 5
 
 
 # -- guidance and conditions -------------------------------------------------------------------------

@@ -210,7 +210,8 @@ class VariableTransformer(nn.Module):
             raise OptionError(f"each variable has one coordinate and one output or more, got {list(widths)} and {list(outputs)}")
         count, most = len(widths), max(widths)
         self.register_buffer("taken", _squared(widths, sum(widths)), persistent=False)
-        self.register_buffer("put", (_squared(outputs, -1).flatten() >= 0).nonzero()[:, 0], persistent=False)
+        put = [d * max(outputs) + k for d, size in enumerate(outputs) for k in range(size)]  # as numbers: files are opened on no device
+        self.register_buffer("put", torch.tensor(put), persistent=False)
         scale = torch.tensor(widths, dtype=torch.get_default_dtype()).rsqrt()[:, None, None]
         self.into = nn.Parameter(scale * torch.randn(count, most, width))
         self.identity = nn.Parameter(_APART * torch.randn(count, width))

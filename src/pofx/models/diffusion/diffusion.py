@@ -165,6 +165,13 @@ class Diffusion(Model):
         whole = self.heads.width / self._coordinates(view.noised).sum(1).clamp_min(1)  # a part counts as much as a row
         return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * whole * error
 
+    def _settle(self) -> None:
+        """What no file holds has the precision of what it does."""
+        for module in self.modules():
+            for name in module._non_persistent_buffers_set:
+                buffer = getattr(module, name)
+                setattr(module, name, buffer.to(self.location.dtype) if buffer.is_floating_point() else buffer)
+
     def _view(self, x: X) -> View:
         """Rows whose missing cells are absent."""
         absent = x.isnan().to(self.location)

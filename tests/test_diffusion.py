@@ -542,7 +542,7 @@ def test_arrows_end_at_the_denoised_and_the_way_ends_at_a_draw():
 @pytest.mark.parametrize(("name", "panels"), [("digits", 3), ("moons", 4), ("iris", 1)])
 def test_every_kind_of_rows_has_its_pictures(name, panels, tmp_path):
     p = pofx.fit(name, "diffusion", max_epochs=1, progress=False)
-    found = p.diagnose(pofx.load(name).test, seed=0)
+    found = p.diagnose(pofx.load(name).test[:64], seed=0)
     shown = list(of_noise(found, "diffusion", p.domain))
     assert len(shown) == panels
     assert all(panel.picture.startswith("data:image/png;base64," if panel.is_image else "<svg") for panel in shown)

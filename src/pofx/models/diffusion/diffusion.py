@@ -261,6 +261,8 @@ class Diffusion(Model):
         """
         told = view.given.any(-1, keepdim=True) if c is None else c.isfinite().all(1, keepdim=True)
         at = self.location.expand(len(view.given), -1)
+        if not bool(told.any()):
+            return at
         return torch.where(told, self.denoiser(view, c)(at, self.ends[1].exp().expand(len(at), 1)), at)
 
     def _to_prior(self, view: View, c: Context | None) -> Nats:

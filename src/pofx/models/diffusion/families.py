@@ -26,7 +26,7 @@ from pofx.samplers.denoising import SOLVERS
 _LEAST_SIDE = 4  # of an image that is looked at by convolutions
 _MOST_SIDE = 14  # of what is left when pixels are taken together in squares
 _MLP_WIDTH, _TRANSFORMER_WIDTH, _BLOCKS = 256, 64, 4
-_LEAST_STEPS, _MOST_STEPS = 1500, 20_000
+_LEAST_STEPS, _MOST_STEPS = 2000, 30_000
 
 
 class DiffusionConfig(ImageConfig):
@@ -87,11 +87,11 @@ class DiffusionConfig(ImageConfig):
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
     ode_steps: int = Field(32, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
     learning_rate: float = Field(3e-3, gt=0)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(64, ge=1)
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
-    max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (1,500 steps at least) and many (20,000 at most)")
+    max_epochs: int = Field(200, ge=1, description="where not given, 200 but for few rows (2,000 steps at least) and many (30,000 at most)")
     patience: int = Field(60, ge=1, description="epochs without a better held-out loss before stopping")
 
     @property

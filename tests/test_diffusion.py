@@ -629,6 +629,16 @@ def test_the_odes_likelihood_is_of_reals():
         DiffusionConfig(likelihood="ode").build(MIXED)
 
 
+def test_images_and_rows_decide_what_was_not_given():
+    pixels, reals = Domain.counts((8, 8), 17), Domain.real(3)
+    images = DiffusionConfig().for_domain(pixels).for_rows(1000)
+    assert (images.batch_size, images.learning_rate, images.dropout) == (64, 3e-3, 0.1)
+    table = DiffusionConfig().for_domain(reals).for_rows(5000)
+    assert (table.batch_size, table.learning_rate, table.dropout, table.max_epochs) == (256, 6e-3, 0.0, 200)
+    given = DiffusionConfig(batch_size=32, dropout=0.2, max_epochs=3).for_domain(pixels).for_rows(10_000)
+    assert (given.batch_size, given.dropout, given.max_epochs) == (32, 0.2, 3)
+
+
 def test_levels_must_rise():
     with pytest.raises(OptionError, match=r"noise goes from s_min up to s_max, got 2\.0 and 1\.0"):
         DiffusionConfig(s_min=2.0, s_max=1.0).build(Domain.real(2))

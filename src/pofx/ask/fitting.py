@@ -159,7 +159,7 @@ def learn(
         able = [name for name, one in families().items() if one.config.conditional]
         raise Unavailable("learning of p(x | given)", family, families=able, instead="learn the joint, then ask for the conditional")
     (x, c), (holdout, holdout_c) = rows.parts(rows.train), rows.parts(rows.holdout)
-    config = config.for_rows(len(x))
+    config = config.for_domain(rows.domain).for_rows(len(x))
     check_weighable(config, rows.weights)
     seen = Weighed(x, c, rows.weights).alike(torch.Generator().manual_seed(seed))
     with isolated(seed):  # initial weights draw from torch's own generator

@@ -603,6 +603,10 @@ class FamilyConfig(BaseModel, abc.ABC):
         """How what it does not take is lifted for it."""
         return Lifting()
 
+    def for_domain(self, domain: Domain) -> "FamilyConfig":
+        """These options, with what the user left to the sort of data filled in."""
+        return self
+
     def for_rows(self, n: int) -> "FamilyConfig":
         """These options, with what the user left to the number of rows filled in."""
         return self

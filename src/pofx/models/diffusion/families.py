@@ -25,7 +25,9 @@ from pofx.samplers.denoising import SOLVERS
 
 _LEAST_SIDE = 4  # of an image that is looked at by convolutions
 _MOST_SIDE = 14  # of what is left when pixels are taken together in squares
-_MLP_WIDTH, _TRANSFORMER_WIDTH, _BLOCKS = 256, 64, 4
+_MLP_WIDTH, _TRANSFORMER_WIDTH, _MLP_BLOCKS, _TRANSFORMER_BLOCKS = 128, 64, 2, 4
+_OF_PICTURES = {"batch_size": 64, "learning_rate": 3e-3}  # where not given
+_MANY = 3000  # rows, from which on no units are dropped
 _LEAST_STEPS, _MOST_STEPS = 2000, 30_000
 
 
@@ -54,15 +56,15 @@ class DiffusionConfig(ImageConfig):
         "auto",
         description="mlp of rows, unet of images, transformer of variables or patches; auto: unet where pixels are alike",
     )
-    width: int | None = Field(None, ge=1, le=2**14, description="hidden units of an mlp or transformer; None: 256 and 64")
+    width: int | None = Field(None, ge=1, le=2**14, description="hidden units of an mlp or transformer; None: 128 and 64")
     attention_heads: int = Field(4, ge=1, le=256, description="of a transformer")
     channels: Widths = Field((32, 64), description="of a unet: those of each scale, the finest first")
     patch: int | None = Field(
         None, ge=1, le=64, description="of a unet: side of the squares of pixels taken as one; None: so that 14 are left"
     )
-    blocks: int | None = Field(None, ge=1, le=64, description="residual blocks, of a unet at each scale; None: 4, of a unet 1")
+    blocks: int | None = Field(None, ge=1, le=64, description="residual blocks, of a unet at each scale; None: 2, 4 and 1")
     waves: int = Field(0, ge=0, le=12, description="of an mlp: sines and cosines of what it sees, an octave each: for sharp edges")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of hidden units dropped while training")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of units dropped while training; where not given, 0 from 3,000 rows on")
     path: Literal["vp", "cosine", "linear", "ve", "edm"] = Field(
         "vp", description="x_t = alpha x_0 + sigma eps: what v, flow and levels=path mean"
     )
@@ -86,8 +88,8 @@ class DiffusionConfig(ImageConfig):
     bounded: int | None = Field(None, ge=1, le=10**6, description="steps of the ancestral sampler that is bounded; None: continuous")
     probes: int = Field(8, ge=2, le=4096, description="of the ODE's trace, where there are many coordinates")
     ode_steps: int = Field(32, ge=1, le=10_000, description="of order 4 along the ODE, for its likelihood and for codes")
-    learning_rate: float = Field(3e-3, gt=0)
-    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(6e-3, gt=0, description="where not given, 0.003 of images")
+    batch_size: int = Field(256, ge=1, description="where not given, 64 of images")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of the weights' moving average; None: no average")
     clip_norm: float | None = Field(50.0, gt=0, description="gradients are scaled down to this norm; None: never")
     final_rate: float = Field(0.02, gt=0, le=1, description="the last learning rate over the first; it falls geometrically over the run")
@@ -99,10 +101,17 @@ class DiffusionConfig(ImageConfig):
         """One level a row is learned, and the bound judges."""
         return True
 
+    def for_domain(self, domain: Domain) -> "DiffusionConfig":
+        """Images are learned slowly, from few rows at a time."""
+        chosen = _OF_PICTURES if self._is_of_pictures(self.shape_of(domain)) else {}
+        return self.model_copy(update={name: value for name, value in chosen.items() if name not in self.model_fields_set})
+
     def for_rows(self, n: int) -> "DiffusionConfig":
-        """How long it learns, where that was not given."""
+        """How long it learns, and whether units are dropped, where that was not given."""
         passes = -(-n // self.batch_size)
-        chosen = {"max_epochs": -(-max(_LEAST_STEPS, min(200 * passes, _MOST_STEPS)) // passes)}
+        chosen: dict[str, Any] = {"max_epochs": -(-max(_LEAST_STEPS, min(200 * passes, _MOST_STEPS)) // passes)}
+        if n >= _MANY:
+            chosen["dropout"] = 0.0
         return self.model_copy(update={name: value for name, value in chosen.items() if name not in self.model_fields_set})
 
     def _build(self, domain: Domain, context: Domain | None) -> Diffusion:
@@ -115,13 +124,17 @@ class DiffusionConfig(ImageConfig):
         net = self._net(domain, heads, 0 if context is None else len(context) + 1)
         return Diffusion(domain, context, heads, net, self._learning(net), self._asking(), (self.s_min, self.s_max))
 
+    def _is_of_pictures(self, shape: tuple[int, ...]) -> bool:
+        """Whether rows are looked at as images where that can be chosen."""
+        return self.net != "mlp" and len(shape) in (2, 3) and min(shape[-2:]) >= _LEAST_SIDE
+
     def _net(self, domain: Domain, heads: Heads, context: int) -> nn.Module:
         """As said; by the shape where nothing is said."""
         shape = self.shape_of(domain)
         alike = len(shape) in (2, 3) and heads.width == len(domain) and len(heads.parts) == 1
         if self.net == "unet" and not alike:
             raise OptionError(f"net='unet' is for images of pixels that are alike, got shape {shape}: take 'mlp'")
-        if self.net == "unet" or (self.net == "auto" and alike and min(shape[-2:]) >= _LEAST_SIDE):
+        if self.net == "unet" or (alike and self.net == "auto" and self._is_of_pictures(shape)):
             return self._of_pictures(partial(UNet, widths=self.channels, blocks=self.blocks or 1), self.picture(domain), heads, context)
         if self.net == "transformer" and alike:
             return self._of_pictures(partial(PatchTransformer, **self._transformer), self.picture(domain), heads, context)
@@ -130,12 +143,12 @@ class DiffusionConfig(ImageConfig):
             widths = [2 * w for part in heads.parts for w in part.widths]
             return VariableNet(VariableTransformer(widths, outputs, context, dropout=self.dropout, **self._transformer), heads.order)
         told, waves = context + 2 * len(domain), Waves(self.waves)
-        width, blocks = self.width or _MLP_WIDTH, self.blocks or _BLOCKS
+        width, blocks = self.width or _MLP_WIDTH, self.blocks or _MLP_BLOCKS
         return TableNet(TimedMLP(2 * heads.width, sum(heads.outputs), told, width=width, blocks=blocks, dropout=self.dropout, waves=waves))
 
     @property
     def _transformer(self) -> dict[str, Any]:
-        return {"width": self.width or _TRANSFORMER_WIDTH, "blocks": self.blocks or _BLOCKS, "heads": self.attention_heads}
+        return {"width": self.width or _TRANSFORMER_WIDTH, "blocks": self.blocks or _TRANSFORMER_BLOCKS, "heads": self.attention_heads}
 
     def _of_pictures(self, net: Callable[..., nn.Module], shape: tuple[int, int, int], heads: Heads, context: int) -> PictureNet:
         """A network that sees pixels twice, noised or given, and two flags of each."""

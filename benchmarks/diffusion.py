@@ -47,6 +47,7 @@ OF_TOYS = {
     "ema": 0.998,
 }
 OF_PAIRS = {
+    "blocks": 4,
     "masked": 0.8,
     "dropout": 0.0,
     "width": 128,
@@ -114,7 +115,7 @@ def learned(options):
     exact, sd, rows = four_normals(), 0.1, {}
     x = exact.sample(20_000, generator=g)
     table = torch.cat((x, x[:, :1] + sd * torch.randn(20_000, 1, generator=g, dtype=torch.float64)), 1).numpy()
-    settings = {"masked": 0.75, "dropout": 0.0, "batch_size": 256, "width": 64, "learning_rate": 6e-3, "max_epochs": 400, "patience": 400}
+    settings = {"masked": 0.75, "dropout": 0.0, "batch_size": 256, "width": 64, "blocks": 4, "max_epochs": 400, "patience": 400}
     start = time.process_time()
     p = pofx.fit(table, "diffusion", budget=options.budget, progress=False, **settings)
     seconds = time.process_time() - start

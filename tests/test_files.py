@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import pofx
 from pofx.ask.files import KEY, digest, read_file
@@ -222,3 +223,14 @@ def test_another_tensor_file_is_told(tmp_path):
     save_file({"w": torch.zeros(3)}, tmp_path / "w.safetensors")
     with pytest.raises(FileError, match="not one that pofx saved"):
         pofx.open(tmp_path / "w.safetensors")
+
+
+def test_a_tensor_of_one_number_may_have_any_stride(tmp_path):
+    """A Chow-Liu tree of two variables has one edge, a row of a larger tensor: contiguous, with a stride of 2."""
+    odd = torch.arange(4).view(2, 2)[:, :1][:1, 0]
+    assert odd.stride() == (2,)
+    assert digest("", {"edge": odd}) == digest("", {"edge": torch.tensor([0])})
+    p = pofx.fit("moons", "chow_liu")
+    p.save(tmp_path / "p.safetensors")
+    rows = pofx.load("moons").test[:20]
+    assert np.array_equal(np.asarray(pofx.open(tmp_path / "p.safetensors").log_prob(rows)), np.asarray(p.log_prob(rows)))

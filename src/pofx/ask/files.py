@@ -219,7 +219,9 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name]
         hashed.update(f"\0{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        hashed.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+        # A tensor of one number is contiguous whatever its stride is, and a view as bytes asks for 1.
+        flat = t.contiguous().as_strided((t.numel(),), (1,))
+        hashed.update(flat.view(torch.uint8).numpy().data if t.numel() else b"")
     return hashed.hexdigest()
 
 

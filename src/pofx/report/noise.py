@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 SIZE = (4.6, 2.3)  # inches
-SHOWN = 11  # frames of a strip
-SIDE = 180  # pixels of a plane in motion
+PICTURES, PLANES = 11, 6  # frames of a strip
+SIDE = 320  # pixels of a plane in motion
 PLANE = 1.1  # inches of one in a strip
 
 
@@ -43,7 +43,7 @@ def draw(figure: "Figure", found: NoiseDiagnostics) -> None:
 
 def strip(found: NoiseDiagnostics, domain: Domain, name: str) -> tuple[str, bool] | None:
     """Draws on their way, noise first: pictures a row each, or points of the plane; and whether it is a source. None of other rows."""
-    way, at = _some(found.way.cpu().double().numpy(), found.at)
+    way, at = _some(found, PICTURES if is_picture(domain) else PLANES)
     if is_picture(domain):
         rows = way.transpose(1, 0, 2).reshape(-1, way.shape[2])
         return moving([laid_out(rows, domain, len(way), way.shape[1])]), True
@@ -74,10 +74,11 @@ def _is_plane(domain: Domain) -> bool:
     return len(domain) == 2 and all(v.cardinality is None for v in domain.variables)
 
 
-def _some(way: Floats, at: tuple[float, ...]) -> tuple[Floats, list[float]]:
-    """As many frames as are shown, evenly, both ends among them."""
-    chosen = np.unique(np.linspace(0, len(way) - 1, min(SHOWN, len(way))).round().astype(int))
-    return way[chosen], [at[k] for k in chosen]
+def _some(found: NoiseDiagnostics, count: int) -> tuple[Floats, list[float]]:
+    """So many frames, evenly, both ends among them."""
+    way = found.way.cpu().double().numpy()
+    chosen = np.unique(np.linspace(0, len(way) - 1, min(count, len(way))).round().astype(int))
+    return way[chosen], [found.at[k] for k in chosen]
 
 
 def _planes(way: Floats, at: list[float], name: str) -> str:

@@ -220,62 +220,66 @@ class Net(nn.Module):
         return self.layers(torch.cat((x, t.reshape(-1, 1).expand(len(x), 1)), 1))
 
 
-def losses(library):
-    """Name to (net, loss of a batch)."""
-    net = Net()
-    if library == "pofx":
-        from pofx.domain import Domain
-        from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
-        from pofx.models.diffusion.heads import Heads
-        from pofx.models.diffusion.path import Prediction, Target
-        from pofx.objectives.matching import flow_matching, stratified
+def losses_pofx(net):
+    from pofx.domain import Domain
+    from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
+    from pofx.models.diffusion.heads import Heads
+    from pofx.models.diffusion.path import Prediction, Target
+    from pofx.objectives.matching import flow_matching, stratified
 
-        class Seen(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.net = Net()
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
 
-            def forward(self, v, view, u, c):
-                return self.net(v[..., 0], u)
+        def forward(self, v, view, u, c):
+            return self.net(v[..., 0], u)
 
-        domain = Domain.real(2)
-        model = Diffusion(domain, None, Heads(domain, Prediction(Target.EDM)), Seen(), Learning(), Asking())
-        return {
-            "flow matching": (net, lambda x: flow_matching(lambda t, z: net(z, t), torch.randn_like(x), x, stratified(x)).mean()),
-            "diffusion": (model, lambda x: model.loss(x).mean()),
-        }
-    if library == "azula":
-        from azula.denoise import KarrasDenoiser
-        from azula.noise import VPSchedule
+    domain = Domain.real(2)
+    model = Diffusion(domain, None, Heads(domain, Prediction(Target.EDM)), Seen(), Learning(), Asking())
+    return {
+        "flow matching": (net, lambda x: flow_matching(lambda t, z: net(z, t), torch.randn_like(x), x, stratified(x)).mean()),
+        "diffusion": (model, lambda x: model.loss(x).mean()),
+    }
 
-        denoiser = KarrasDenoiser(net, VPSchedule())
-        return {"diffusion": (denoiser, lambda x: denoiser.loss(x, torch.rand(len(x))))}
-    if library == "flow_matching":
-        from flow_matching.path import AffineProbPath
-        from flow_matching.path.scheduler import CondOTScheduler
 
-        path = AffineProbPath(scheduler=CondOTScheduler())
+def losses_azula(net):
+    from azula.denoise import KarrasDenoiser
+    from azula.noise import VPSchedule
 
-        def loss(x):
-            sample = path.sample(t=torch.rand(len(x)), x_0=torch.randn_like(x), x_1=x)
-            return (net(sample.x_t, sample.t) - sample.dx_t).square().mean()
+    denoiser = KarrasDenoiser(net, VPSchedule())
+    return {"diffusion": (denoiser, lambda x: denoiser.loss(x, torch.rand(len(x))))}
 
-        return {"flow matching": (net, loss)}
+
+def losses_flow_matching(net):
+    from flow_matching.path import AffineProbPath
+    from flow_matching.path.scheduler import CondOTScheduler
+
+    path = AffineProbPath(scheduler=CondOTScheduler())
+
+    def loss(x):
+        sample = path.sample(t=torch.rand(len(x)), x_0=torch.randn_like(x), x_1=x)
+        return (net(sample.x_t, sample.t) - sample.dx_t).square().mean()
+
+    return {"flow matching": (net, loss)}
+
+
+def losses_torchcfm(net):
     from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
     matcher = ConditionalFlowMatcher(sigma=0.0)
 
-    def matched(x):
+    def loss(x):
         t, x_t, u_t = matcher.sample_location_and_conditional_flow(torch.randn_like(x), x)
         return (net(x_t, t) - u_t).square().mean()
 
-    return {"flow matching": (net, matched)}
+    return {"flow matching": (net, loss)}
 
 
 def steps(library, count=300):
     """Milliseconds of CPU time of a step, of each objective."""
     data, found = truth().sample(256, generator=torch.Generator().manual_seed(2)).float(), {}
-    for name, (module, loss) in losses(library).items():
+    for name, (module, loss) in globals()[f"losses_{library}"](Net()).items():
         adam = torch.optim.Adam(module.parameters(), lr=1e-3)
         for k in range(count + 30):
             if k == 30:

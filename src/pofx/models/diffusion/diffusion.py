@@ -362,7 +362,7 @@ class Diffusion(Model):
         return Part(self, evidence, evidence.isnan().nonzero()[:, 0].tolist())
 
     def _particles(self, evidence: Point, each: int, islands: int, generator: Generator) -> Particles:
-        found = self._twisted(Seen(self.heads, self._free, evidence.to(self.location)), each, islands, generator)
+        found = self._twisted(Seen(self.heads, self._out_free, evidence.to(self.location)), each, islands, generator)
         return replace(found, x=torch.where(evidence.isnan(), found.x, evidence.to(found.x)))
 
     def _led(self, log_likelihood: Callable[[Tensor], Tensor], each: int, islands: int, generator: Generator) -> Particles:
@@ -378,7 +378,7 @@ class Diffusion(Model):
         """Down `_LED` levels, evenly apart in ln s."""
 
         def denoise(y: Tensor, s: Tensor) -> Tensor:
-            return self.heads.denoised(self._free(y, s), y, s)
+            return self.heads.denoised(self._out_free(y, s), y, s)
 
         start = self.location + self._noise(each * islands, generator)
         levels = log_uniform(_LED, *self.ends.exp().tolist())
@@ -386,7 +386,7 @@ class Diffusion(Model):
         x = self.heads.read(run.x.flatten(0, 1)).unflatten(0, (islands, each))
         return Particles(x, run.log_z, float(run.ess.mean(1).min()))
 
-    def _free(self, y: Tensor, s: Tensor) -> Tensor:
+    def _out_free(self, y: Tensor, s: Tensor) -> Tensor:
         """The network's outputs where nothing of the rows is known."""
         return self.out(y, s, self.free(len(y)))
 

@@ -227,8 +227,8 @@ class Heun(Solver):
 class TurnedRungeKutta(Solver):
     """Runge and Kutta's classic step of dx / du, x = y cos(a), a = atan(s) = delta sinh(u): see `turning`.
 
-    Order 4, four evaluations a step; give it `turned`. On the exact denoiser of a mixture, of deviations of 0.2 in a whole of 1, 12
-    evaluations were off by 0.02 where `DPM2M` took 20, and 32 by 0.001, where it took more than 100. A learned D is off by more than that.
+    Order 4, four evaluations a step; give it `turned`. On the exact denoiser of a mixture, of deviations of 0.2 in a whole of 1, 13
+    evaluations were off by at most 0.03 and 25 by 0.003, where `DPM2M` took 20 and 56. Of a learned D nothing was measured.
     """
 
     def grid(self, steps: int, s_min: float, s_max: float) -> Levels:

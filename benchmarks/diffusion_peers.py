@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 LIBRARIES = ("pofx", "azula", "flow_matching", "torchcfm")
-BUDGETS = (5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 68, 80, 96, 112, 136, 160, 224, 320)
+BUDGETS = (5, 6, 7, 8, 10, 12, 13, 14, 15, 16, 18, 20, 24, 28, 32, 40, 48, 56, 68, 80, 96, 112, 136, 160, 224, 320)
 BARS = {"solve": (0.03, 0.01, 0.003), "likelihood": (0.01, 0.001)}
 ROWS, SCORED = 2000, 200
 
@@ -87,7 +87,13 @@ def solve_pofx(budget):
     from pofx.samplers.levels import karras, log_uniform, turned
 
     for s_max in (10.0, 80.0):
-        for name, cost, grids in (("dpm2m", 1, (log_uniform, karras)), ("heun", 2, (log_uniform, karras)), ("rk4", 4, (turned,))):
+        ways = {
+            "dpm2m": (1, (log_uniform, karras)),
+            "heun": (2, (log_uniform, karras)),
+            "adams": (1, (SOLVERS["adams"].grid,)),
+            "rk4": (4, (turned,)),
+        }
+        for name, (cost, grids) in ways.items():
             for grid in grids:
                 d = Counted()
                 with torch.no_grad():
@@ -178,13 +184,14 @@ def rows_and_log_p():
 
 def likelihood_pofx(budget):
     from pofx.samplers.flow_ode import ode_log_prob
-    from pofx.transforms.ode import DormandPrince, RungeKutta
+    from pofx.transforms.ode import THREE_EIGHTHS, DormandPrince, RungeKutta
 
     x, log_p = rows_and_log_p()
     cov = truth().moments()[1]
     for s_max in (10.0, 80.0):
         prior = torch.distributions.MultivariateNormal(torch.zeros(2).double(), cov + s_max**2 * torch.eye(2).double())
-        ways = {"rk4": RungeKutta(max(1, budget // 4))} | {f"dormand-prince, {e:g}": DormandPrince(e, e) for e in (1e-2, 1e-3, 1e-4)}
+        ways = {"rk4": RungeKutta(max(1, budget // 4), THREE_EIGHTHS)}
+        ways |= {f"dormand-prince, {e:g}": DormandPrince(e, e) for e in (1e-2, 1e-3, 1e-4)}
         for name, method in ways.items():
             found = ode_log_prob(truth(), x, s_min=0.002, s_max=s_max, log_prior=prior.log_prob, method=method)
             yield f"{name}, {s_max:g}", float(found.evaluations.double().mean()), (found.value - log_p).abs().mean()

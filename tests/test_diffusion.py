@@ -14,10 +14,11 @@ import pofx.ask.generic
 import pofx.events
 from pofx.domain import Domain, Variable, VariableKind
 from pofx.errors import DataError, OptionError, Unavailable
+from pofx.models.diffusion import heads as heads_module
 from pofx.models.diffusion.diffusion import Asking, Diffusion, Learning
 from pofx.models.diffusion.exact import ExactDenoiser
 from pofx.models.diffusion.families import DiffusionConfig
-from pofx.models.diffusion.heads import Heads
+from pofx.models.diffusion.heads import Heads, chebyshev
 from pofx.models.diffusion.levels import AlongPath, Even, Histogram, LogNormal, Met, Steps, Weight
 from pofx.models.diffusion.path import PATHS, Prediction, Target, path_of
 from pofx.models.diffusion.views import View, some_hidden
@@ -300,10 +301,40 @@ def test_the_law_of_a_value_is_bayes_rule():
     a, y = torch.randn(2, 4, generator=g), torch.randn(2, 4, generator=g)
     corners = torch.stack([unordered.embed(torch.tensor([[float(v)]]))[0] for v in range(4)])
     by_hand = (a + unordered.bias[0] - 0.5 * ((y[:, None] - corners) / s[..., None]).square().sum(-1)).log_softmax(-1)
-    torch.testing.assert_close(unordered.shares(a, y, s)[:, 0], by_hand)
+    torch.testing.assert_close(unordered.odds(a, y, s).log_softmax(-1)[:, 0], by_hand)
     places = torch.stack([ordered.embed(torch.tensor([[float(v)]]))[0] for v in range(3)])[:, 0]
     by_hand = (a[:, :3] + ordered.bias[0] - 0.5 * ((y[:, :1] - places) / s).square()).log_softmax(-1)
-    torch.testing.assert_close(ordered.shares(a[:, :3], y[:, :1], s)[:, 0], by_hand)
+    torch.testing.assert_close(ordered.odds(a[:, :3], y[:, :1], s).log_softmax(-1)[:, 0], by_hand)
+
+
+def test_of_many_values_the_first_and_the_last_stand_alone():
+    """32 polynomials of 256 values: cos k t of cos t, orthogonal over the angle; one of them alone makes an end e times as likely."""
+    basis = chebyshev(256, 32)
+    assert basis.shape == (32, 256)
+    assert bool((basis[:, -1] == 1).all())
+    z = torch.linspace(-1, 1, 256)
+    torch.testing.assert_close(basis[0], z)
+    torch.testing.assert_close(basis[1], 2 * z**2 - 1)
+    torch.testing.assert_close(basis[2], 4 * z**3 - 3 * z)
+    spike = torch.zeros(256).index_fill(0, torch.tensor(0), 1.0)
+    best = basis.T @ torch.linalg.lstsq(basis.T, spike[:, None]).solution[:, 0]
+    assert float(best[0]) > 0.5
+    assert float(best[1:].abs().max()) < float(best[0]) / 2
+
+
+def test_many_values_share_outputs_and_few_rows_at_once_are_all_rows(monkeypatch):
+    domain = Domain(tuple(Variable(f"x{d}", VariableKind.COUNT, lower=0.0, upper=upper) for d, upper in enumerate((255.0, 99.0))))
+    part = Heads(domain, Prediction()).parts[0]
+    assert part.outputs == 64
+    g = seeded()
+    x = torch.stack((torch.randint(0, 256, (40,), generator=g), torch.randint(0, 100, (40,), generator=g)), 1).double()
+    part.initialise(x)
+    out, y, s = torch.randn(40, 64, generator=g), torch.randn(40, 2, generator=g), torch.rand(40, 1, generator=g)
+    shares = part.odds(out, y, s).softmax(-1)
+    assert bool((shares[:, 1, 100:] == 0).all())
+    mean = (shares * part.places).sum(-1)
+    monkeypatch.setattr(heads_module, "_KEPT", 3 * part.bias.numel())
+    torch.testing.assert_close(part.denoised(out, y, s), mean)
 
 
 def test_a_value_that_is_none_has_probability_0():

@@ -19,6 +19,7 @@ from pofx.samplers import (
     Heun,
     PredictorCorrector,
     Solver,
+    TurnedAdams,
     TurnedRungeKutta,
     karras,
     last,
@@ -299,26 +300,52 @@ def test_turned_steps_are_of_order_four(low, high):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3)
 
 
-def test_turned_steps_on_centred_normal_data_are_a_recursion():
-    """dx / du = g(u) x with g = (cos a - c / cos a) a' / sin a, c = V / (V + s^2): each step is Runge and Kutta's polynomial of its g."""
-    levels = turned(7, 0.05, 10.0)
+def slope(u):
+    """dx / du = g(u) x of centred normal data, g = (cos a - c / cos a) a' / sin a, c = V / (V + s^2), a = sinh(u) / 10."""
+    a = 0.1 * math.sinh(u)
+    return (math.cos(a) - shrink(math.tan(a)) / math.cos(a)) * 0.1 * math.cosh(u) / math.sin(a)
+
+
+def kutta(u, v, before):
+    """A step of the 3/8 rule: its polynomial of g."""
+    h, k_1 = v - u, slope(u)
+    k_2 = slope(u + h / 3) * (1 + h / 3 * k_1)
+    k_3 = slope(u + 2 * h / 3) * (1 + h * (k_2 - k_1 / 3))
+    k_4 = slope(v) * (1 + h * (k_1 - k_2 + k_3))
+    return 1 + h / 8 * (k_1 + 3 * k_2 + 3 * k_3 + k_4)
+
+
+def adams(u, v, before):
+    """Of f = g x at u and at the place before it, both with x at u as the unit."""
+    if before is None:
+        return 1 + (v - u) * slope(u)
+    w, x_w = before
+    r = (v - u) / (2 * (u - w))
+    return 1 + (v - u) * ((1 + r) * slope(u) - r * slope(w) * x_w)
+
+
+@pytest.mark.parametrize(("solver", "one"), [(TurnedRungeKutta(), kutta), (TurnedAdams(), adams)])
+def test_turned_steps_on_centred_normal_data_are_a_recursion(solver, one):
+    levels = solver.grid(7, 0.05, 10.0)
     y = torch.tensor([[1.0], [-7.0]])
-    walked = list(TurnedRungeKutta()(lambda y, s: shrink(s) * y, y, levels))
-
-    def g(u):
-        a = 0.1 * math.sinh(u)
-        return (math.cos(a) - shrink(math.tan(a)) / math.cos(a)) * 0.1 * math.cosh(u) / math.sin(a)
-
-    factor, place = 1.0, [math.asinh(math.atan(s) / 0.1) for s in levels[:-1].tolist()]
+    walked = list(solver(lambda y, s: shrink(s) * y, y, levels))
+    angles = [math.atan(s) for s in levels.tolist()]
+    place = [math.asinh(a / 0.1) for a in angles]
+    x, before = math.cos(angles[0]), None
     for i, (u, v) in enumerate(pairwise(place)):
-        h, middle = v - u, g((u + v) / 2)
-        k_1 = g(u)
-        k_2 = middle * (1 + h / 2 * k_1)
-        k_3 = middle * (1 + h / 2 * k_2)
-        k_4 = g(v) * (1 + h * k_3)
-        turn = math.cos(math.atan(float(levels[i]))) / math.cos(math.atan(float(levels[i + 1])))
-        factor *= (1 + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)) * turn
-        torch.testing.assert_close(walked[i], factor * y, rtol=1e-11, atol=0)
+        if v or one is adams:
+            factor = one(u, v, before)
+            x, before = factor * x, (u, 1 / factor)
+            torch.testing.assert_close(walked[i], x / math.cos(angles[i + 1]) * y, rtol=1e-11, atol=0)
+
+
+def test_adams_is_of_order_two_up_to_the_data():
+    p = mixture()
+    y = 5.0 * torch.randn(60, 2, generator=seeded())
+    with torch.no_grad():
+        truth = last(Adaptive(1e-12, 1e-12)(p, y, log_uniform(2, 1e-4, 5.0)))
+        errors = [float((last(TurnedAdams()(p, y, TurnedAdams().grid(n, 1e-3, 5.0))) - truth).square().mean().sqrt()) for n in (80, 160)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
 
 
 def test_a_standard_normal_stands_still():
@@ -354,11 +381,12 @@ def test_a_walk_ends_at_the_denoised_rows_and_only_rows_matter(name):
     y = 10 * torch.randn(5, 2, generator=seeded())
     steps = list(solver(p, y, levels, generator=seeded()))
     assert len(steps) == 6
-    assert torch.equal(steps[-1], p(steps[-2], levels[-2].expand(5, 1)))
+    if name != "adams":  # walks to the data
+        assert torch.equal(steps[-1], p(steps[-2], levels[-2].expand(5, 1)))
     assert torch.equal(last(solver(p, y, levels, generator=seeded())), steps[-1])
     others = torch.cat((y[:1], 50 * y[1:].flip(0)))
     assert torch.allclose(last(solver(p, others, levels, generator=seeded()))[0], steps[-1][0], rtol=1e-12)
-    if name in ("dpm2m", "ddim", "heun", "adaptive"):
+    if name in ("dpm2m", "ddim", "heun", "adams", "rk4", "adaptive"):
         alone = torch.cat([last(solver(p, row[None], levels)) for row in y])
         assert torch.allclose(alone, steps[-1], rtol=1e-12, atol=1e-13)
 
@@ -372,7 +400,16 @@ def test_rows_decide_the_type(name):
 
 def test_evaluations_a_step():
     levels, y = karras(7, 0.02, 10.0), torch.ones(2, 2)
-    for solver, expected in ((DDIM(), 7), (Ancestral(), 7), (EulerMaruyama(), 7), (DPM2M(), 7), (Heun(), 13), (PredictorCorrector(2), 19)):
+    for solver, expected in (
+        (DDIM(), 7),
+        (Ancestral(), 7),
+        (EulerMaruyama(), 7),
+        (DPM2M(), 7),
+        (TurnedAdams(), 7),
+        (Heun(), 13),
+        (PredictorCorrector(2), 19),
+        (TurnedRungeKutta(), 25),
+    ):
         calls = []
         last(solver(lambda v, s, calls=calls: (calls.append(s.shape), 0.5 * v)[1], y, levels, generator=seeded()))
         assert calls == [(2, 1)] * expected
@@ -380,7 +417,7 @@ def test_evaluations_a_step():
 
 def test_gradients_go_through_the_walk():
     p, levels, y = mixture(), karras(4, 0.1, 5.0), torch.randn(3, 2, generator=seeded()).requires_grad_()
-    for solver in (DPM2M(), Heun()):
+    for solver in (DPM2M(), Heun(), TurnedAdams()):
         assert torch.autograd.gradcheck(lambda v, solver=solver: last(solver(p, v, levels)), y)
 
 

@@ -12,6 +12,7 @@ from pofx.transforms.ode import (
     EULER,
     MIDPOINT,
     RK4,
+    THREE_EIGHTHS,
     DormandPrince,
     RungeKutta,
     carry,
@@ -48,7 +49,7 @@ METHODS = {"adaptive": DormandPrince(1e-9, 1e-9), "rk4": RungeKutta(100)}
 # -- the solver ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tableau", "order"), [(EULER, 1), (MIDPOINT, 2), (RK4, 4), (DORMAND_PRINCE, 5)])
+@pytest.mark.parametrize(("tableau", "order"), [(EULER, 1), (MIDPOINT, 2), (RK4, 4), (THREE_EIGHTHS, 4), (DORMAND_PRINCE, 5)])
 def test_order(tableau, order):
     y = torch.randn(5, 3, generator=seeded())
     errors = [(RungeKutta(n, tableau)(linear, y, 0.2, 2.5).y - moved(y, 0.2, 2.5)).norm() for n in (40, 80)]

@@ -9,7 +9,8 @@ has the marginals p_s of the noised data for every eta: eta = 0 is the probabili
 reverse SDE.
 
 A solver walks down a grid of `levels` and yields the rows after each step. All rows are independent; noise is drawn for all rows at once,
-so that draws (not their law) depend on how many rows there are. Whatever the solver, the last step, to level 0, is y = D(y, s).
+so that draws (not their law) depend on how many rows there are. The last step, to level 0, is y = D(y, s); `TurnedAdams` alone walks there
+as it walks anywhere.
 """
 
 import abc
@@ -25,7 +26,7 @@ from torch import Tensor
 from pofx.errors import OptionError
 from pofx.samplers.densities import check_count
 from pofx.samplers.levels import TURN, Levels, check_levels, log_uniform, turned
-from pofx.transforms.ode import DormandPrince, Field, RungeKutta
+from pofx.transforms.ode import THREE_EIGHTHS, DormandPrince, Field, RungeKutta
 from pofx.types import Generator
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # y (N, E), s (N, 1) -> E[x0 | y] (N, E)
@@ -38,12 +39,12 @@ class Past:
     """What a step with memory knows of the one before.
 
     Args:
-        rise: its length ln(s / t).
-        mean: D at its start.
+        length: of it, in what the solver walks along.
+        seen: at its start, what the solver continues.
     """
 
-    rise: Column
-    mean: Rows
+    length: Column
+    seen: Rows
 
 
 class Solver(abc.ABC):
@@ -75,7 +76,11 @@ class Solver(abc.ABC):
         for s, t in pairwise(level.expand(len(y), 1) for level in levels[:-1]):
             y, past = self.step(denoise, y, s, t, past, generator=generator)
             yield y
-        yield denoise(y, levels[-2].expand(len(y), 1))
+        yield self.arrive(denoise, y, levels[-2].expand(len(y), 1), past)
+
+    def arrive(self, denoise: Denoise, y: Rows, s: Column, past: Past | None) -> Rows:
+        """From level s to the data."""
+        return denoise(y, s)
 
     @abc.abstractmethod
     def step(self, denoise: Denoise, y: Rows, s: Column, t: Column, past: Past | None, *, generator: Generator) -> tuple[Rows, Past | None]:
@@ -196,12 +201,42 @@ class DPM2M(Solver):
     def step(self, denoise: Denoise, y: Rows, s: Column, t: Column, past: Past | None, *, generator: Generator) -> tuple[Rows, Past | None]:
         """See `Solver`."""
         mean, rise = denoise(y, s), (s / t).log()
-        ahead = mean if past is None else mean + rise / (2 * past.rise) * (mean - past.mean)
+        ahead = mean if past is None else mean + rise / (2 * past.length) * (mean - past.seen)
         gap = (1 + self.eta**2) * rise
         y = (-gap).exp() * y - torch.expm1(-gap) * ahead
         if self.eta:
             y = y + t * (-torch.expm1(-2 * self.eta**2 * rise)).sqrt() * _noise(y, generator)
         return y, Past(rise, mean)
+
+
+@dataclass(frozen=True)
+class TurnedAdams(Solver):
+    """x' = x + h (f + (h / 2g) (f - f_before)), f = dx / du at x = y cos(a), a = atan(s) = delta sinh(u): see `turning`.
+
+    h is the step in u, g the one before; the first step takes f alone. Order 2, one evaluation a step, and the last one ends at the data:
+    the angle 0 is a place as any other. Rows of a normal stand still along the angle, so that few steps go far: on the exact denoiser of a
+    mixture 8 evaluations were off by at most 0.03 and 13 by 0.01, where `DPM2M` took 20 and 32.
+
+    Source: the method of Adams and Bashforth (Hairer, Norsett and Wanner, "Solving ordinary differential equations I", 1993, III.1).
+    """
+
+    def grid(self, steps: int, s_min: float, s_max: float) -> Levels:
+        """Even in u, the last level 0 for s_min."""
+        levels = turned(steps, s_min, s_max, to_data=False)
+        levels[-1] = 0.0
+        return levels
+
+    def arrive(self, denoise: Denoise, y: Rows, s: Column, past: Past | None) -> Rows:
+        """By a step as any other."""
+        return self.step(denoise, y, s, torch.zeros_like(s), past, generator=None)[0]
+
+    def step(self, denoise: Denoise, y: Rows, s: Column, t: Column, past: Past | None, *, generator: Generator) -> tuple[Rows, Past | None]:
+        """See `Solver`."""
+        u, h = turned_time(s.atan()), turned_time(t.atan()) - turned_time(s.atan())
+        x = y * s.atan().cos()
+        slope = turning(denoise)(u, x)
+        ahead = slope if past is None else slope + h / (2 * past.length) * (slope - past.seen)
+        return (x + h * ahead) / t.atan().cos(), Past(h, slope)
 
 
 # -- more evaluations a step -------------------------------------------------------------------------
@@ -225,10 +260,10 @@ class Heun(Solver):
 
 @dataclass(frozen=True)
 class TurnedRungeKutta(Solver):
-    """Runge and Kutta's classic step of dx / du, x = y cos(a), a = atan(s) = delta sinh(u): see `turning`.
+    """Kutta's 3/8 step of dx / du, x = y cos(a), a = atan(s) = delta sinh(u): see `turning`.
 
-    Order 4, four evaluations a step; give it `turned`. On the exact denoiser of a mixture, of deviations of 0.2 in a whole of 1, 13
-    evaluations were off by at most 0.03 and 25 by 0.003, where `DPM2M` took 20 and 56. Of a learned D nothing was measured.
+    Order 4, four evaluations a step; give it `turned`. On the exact denoiser of a mixture, of deviations of 0.2 in a whole of 1, 21
+    evaluations were off by at most 0.003, where `DPM2M` took 56, and Runge's classic step 25. Of a learned D nothing was measured.
     """
 
     def grid(self, steps: int, s_min: float, s_max: float) -> Levels:
@@ -238,7 +273,7 @@ class TurnedRungeKutta(Solver):
     def step(self, denoise: Denoise, y: Rows, s: Column, t: Column, past: Past | None, *, generator: Generator) -> tuple[Rows, Past | None]:
         """See `Solver`."""
         first, last = s.atan(), t.atan()
-        found = RungeKutta(1)(turning(denoise), y * first.cos(), turned_time(first), turned_time(last))
+        found = RungeKutta(1, THREE_EIGHTHS)(turning(denoise), y * first.cos(), turned_time(first), turned_time(last))
         return found.y / last.cos(), None
 
 
@@ -352,6 +387,7 @@ SOLVERS: Mapping[str, Solver] = {
     "ancestral": Ancestral(),  # one draw of the posterior a step: for hundreds of steps
     "euler-maruyama": EulerMaruyama(),  # the reverse SDE: the baseline
     "heun": Heun(),  # order 2 at two evaluations a step
+    "adams": TurnedAdams(),  # order 2 at one evaluation a step, along the angle: for few steps
     "rk4": TurnedRungeKutta(),  # order 4 at four evaluations a step, along the angle
     "predictor-corrector": PredictorCorrector(),  # ancestral, with a Langevin step at every level
     "adaptive": Adaptive(),  # to a tolerance, each row by steps of its own: for references

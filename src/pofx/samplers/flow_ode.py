@@ -3,7 +3,7 @@
 dy / d ln s = y - D(y, s) carries the rows of p_s to those of any other level and back. Its density is that of a model of its own:
 with a D that is no exact denoiser, p_ODE is neither the law of the stochastic solvers nor what the variational bound bounds.
 
-Steps are taken of x = y cos(a) along the angle a = atan(s), see `denoising.turning`. With Runge and Kutta's method of order 4, on mixtures
+Steps are taken of x = y cos(a) along the angle a = atan(s), see `denoising.turning`. With Runge's method of order 4, on mixtures
 of deviation 0.2 and 0.04 (of a whole of 1), that was worth twice the steps of ln s up to s = 10, and more up to 80. Rows are centred and
 have about unit variance.
 

@@ -55,7 +55,7 @@ TURN = 0.1  # delta: the angle above which steps grow no more
 def turned(steps: int, s_min: float, s_max: float, *, to_data: bool = True) -> Levels:
     """tan(a_i) at even steps of u, a = delta sinh(u) and delta = 0.1, then 0: even in the angle a = atan(s), finer where it is below delta.
 
-    The grid of `TurnedRungeKutta`, which takes the way from s = infinity as it takes any other. Arguments and errors as `karras`.
+    The grid of `TurnedRungeKutta` and `TurnedAdams`, which take the way from s = infinity as any other. Arguments and errors as `karras`.
     """
     check_range(s_min, s_max)
     top, bottom = (math.asinh(math.atan(s) / TURN) for s in (s_max, s_min))

@@ -81,6 +81,7 @@ class Tableau:
 EULER = Tableau(c=(0,), a=(), b=(1,))
 MIDPOINT = Tableau(c=(0, 1 / 2), a=((1 / 2,),), b=(0, 1))
 RK4 = Tableau(c=(0, 1 / 2, 1 / 2, 1), a=((1 / 2,), (0, 1 / 2), (0, 0, 1)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
+THREE_EIGHTHS = Tableau(c=(0, 1 / 3, 2 / 3, 1), a=((1 / 3,), (-1 / 3, 1), (1, -1, 1)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8))
 _B5 = (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 _B4 = (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 DORMAND_PRINCE = Tableau(
@@ -144,7 +145,7 @@ def _combined(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
 class RungeKutta:
     """Equal steps: as many evaluations a step as the tableau has stages, and an error that nobody checks.
 
-    O(h) with `EULER`, O(h^2) with `MIDPOINT`, O(h^4) with `RK4`, O(h^5) with `DORMAND_PRINCE`.
+    O(h) with `EULER`, O(h^2) with `MIDPOINT`, O(h^4) with `RK4` and `THREE_EIGHTHS`, both Kutta's, O(h^5) with `DORMAND_PRINCE`.
 
     Args:
         steps: how many.

@@ -21,7 +21,7 @@ from pofx.samplers.flow_ode import decode, encode, ode_log_prob
 from pofx.samplers.guidance import ClassifierFree
 from pofx.samplers.levels import Levels, log_uniform
 from pofx.samplers.twisted import PlugIn, Twist, twisted, width_of
-from pofx.transforms.ode import RungeKutta, Trace
+from pofx.transforms.ode import THREE_EIGHTHS, RungeKutta, Trace
 from pofx.types import Context, Generator, Kind, Latent, Nats, Point, X
 
 _GROUPS = 8  # independent estimates of a row's bound, whose spread is its error
@@ -30,6 +30,7 @@ _IMPUTED = 32  # draws behind a mean
 _LED = 100  # levels of draws that are led to evidence
 _AT_ONCE = 1024  # of them
 _TRIED = 256  # draws that a likelihood's width is taken from
+_WORK = 2**23  # outputs of the network at once, and rows by that
 _EXACT_TRACE = 64  # coordinates; above, the trace of the ODE is estimated
 
 
@@ -63,7 +64,7 @@ class Asking:
         steps_bounded: the bound is that of an ancestral sampler with so many steps; None: of continuous time.
         ode: whether log_prob is that of the probability-flow ODE, and no bound.
         probes: of the ODE's trace where it has many coordinates.
-        ode_steps: of Runge and Kutta's method of order 4 along the ODE: a network in float32 is too rough for a step size by tolerance.
+        ode_steps: of Kutta's method of order 4 along the ODE: a network in float32 is too rough for a step size by tolerance.
         guidance: w of D_c + w (D_c - D_0), what draws follow; 0: the law that was learned.
     """
 
@@ -125,6 +126,7 @@ class Diffusion(Model):
         super().__init__(domain, context)
         self.heads, self.net = heads, net
         self.met = Met()
+        self.rows_at_once = max(16, min(type(self).rows_at_once, _WORK // sum(heads.outputs)))
         self.learning, self.asking, self.span = learning, asking, span
         self.density = Kind.ESTIMATE if asking.ode else Kind.BOUND
         self.logs_average = not asking.ode or heads.width > _EXACT_TRACE
@@ -160,17 +162,24 @@ class Diffusion(Model):
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
         log_s = law.place(u, self.ends)
-        error, chance = self._error(view, self._dropped(c, generator), log_s, generator)
-        self.met.see(log_s, error.detach(), chance, self.ends)
+        error = self._met(view, self._dropped(c, generator), log_s, generator)
         whole = self.heads.width / self._coordinates(view.noised).sum(1).clamp_min(1)  # a part counts as much as a row
         return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * whole * error
+
+    def _met(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> Nats:
+        """|x_0 - D|^2 / s^2, the mean of a noise and its opposite: near the data a gradient is nearly all noise, which the two cancel."""
+        eps, twice, log_twice = self._randn(len(log_s), generator), View(*(part.repeat(2, 1) for part in view)), log_s.repeat(2)
+        error, chance = self._error(twice, None if c is None else c.repeat(2, 1), log_twice, torch.cat((eps, -eps)))
+        self.met.see(log_twice, error.detach(), chance, self.ends)
+        return error.view(2, -1).mean(0)
 
     def _settle(self) -> None:
         """What no file holds has the precision of what it does."""
         for module in self.modules():
             for name in module._non_persistent_buffers_set:
                 buffer = getattr(module, name)
-                setattr(module, name, buffer.to(self.location.dtype) if buffer.is_floating_point() else buffer)
+                if buffer is not None and buffer.is_floating_point():
+                    setattr(module, name, buffer.to(self.location.dtype))
 
     def _view(self, x: X) -> View:
         """Rows whose missing cells are absent."""
@@ -184,10 +193,9 @@ class Diffusion(Model):
         left_out = self._rand(len(c), generator) < self.learning.dropped
         return torch.where(left_out[:, None], torch.nan, c)
 
-    def _error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> tuple[Nats, Tensor]:
+    def _error(self, view: View, c: Context | None, log_s: Tensor, eps: Coordinates) -> tuple[Nats, Tensor]:
         """|x_0 - D|^2 / s^2 over the noised coordinates, and |eps|^2 and x_0 . eps less their means, (2, N)."""
         s, noised = log_s.exp()[:, None], self._coordinates(view.noised)
-        eps = self._randn(len(s), generator)
         error = ((view.x_0 - self.denoised(view.x_0 + s * eps, s, view, c)) / s).square()
         chance = torch.stack((eps.square() - 1, (view.x_0 - self.location) * eps))
         return (error * noised).sum(1), (chance * noised).sum(2)
@@ -242,7 +250,7 @@ class Diffusion(Model):
         start, integral = self._rand(len(x), generator), x.new_zeros(len(x)).to(self.location)
         for j in range(levels):
             log_s, weight = self._at((j + start) / levels, met)
-            error, chance = self._error(view, c, log_s, generator)
+            error, chance = self._error(view, c, log_s, self._randn(len(x), generator))
             integral = integral + weight / levels * (error - met.luck(log_s, chance, self.ends))
         return self._log_decoded(x, view, c, generator) - self._to_prior(view, c) - integral
 
@@ -398,7 +406,7 @@ class Diffusion(Model):
     def paid(self, x: X, c: Context | None, edges: Tensor, generator: Generator) -> tuple[Nats, Nats, Tensor]:
         """What rows pay of the bound: at the top, at the bottom, and a unit of ln s between these edges, (bands, N)."""
         view, u = self._view(x), self._rand(len(x), generator)
-        each = [self._error(view, c, low + u * (high - low), generator)[0] for low, high in pairwise(edges)]
+        each = [self._error(view, c, low + u * (high - low), self._randn(len(x), generator))[0] for low, high in pairwise(edges)]
         return self._to_prior(view, c), -self._log_decoded(x, view, c, generator), torch.stack(each)
 
     def way(self, n: int, c: Context | None, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -428,7 +436,7 @@ class Diffusion(Model):
 
     @property
     def _method(self) -> RungeKutta:
-        return RungeKutta(self.asking.ode_steps)
+        return RungeKutta(self.asking.ode_steps, THREE_EIGHTHS)
 
     # -- noise -------------------------------------------------------------------------------------
 

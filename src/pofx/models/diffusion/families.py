@@ -26,7 +26,7 @@ from pofx.samplers.denoising import SOLVERS
 _LEAST_SIDE = 4  # of an image that is looked at by convolutions
 _MOST_SIDE = 14  # of what is left when pixels are taken together in squares
 _MLP_WIDTH, _TRANSFORMER_WIDTH, _MLP_BLOCKS, _TRANSFORMER_BLOCKS = 128, 64, 2, 4
-_OF_PICTURES = {"batch_size": 64, "learning_rate": 3e-3}  # where not given
+_OF_PICTURES = {"batch_size": 64, "learning_rate": 3e-3, "masked": 0.25}  # where not given
 _MANY = 3000  # rows, from which on no units are dropped
 _LEAST_STEPS, _MOST_STEPS = 2000, 30_000
 
@@ -76,11 +76,13 @@ class DiffusionConfig(ImageConfig):
     weight: Weight = Field(Weight.BALANCED, description="what a level counts; held-out rows are judged by the bound, whatever is learned")
     s_min: float | None = Field(None, gt=0, description="the least noise, in deviations; None: from the data")
     s_max: float | None = Field(None, gt=0, description="the greatest noise; None: forgetting a row costs 0.01 nats")
-    masked: float = Field(0.5, ge=0, le=1, description="share of training rows that show and hide cells: so conditionals are learned")
-    dropped: float = Field(0.1, ge=0, lt=1, description="share of training rows without their condition, for guidance")
-    solver: Literal["dpm2m", "dpm2m-sde", "ddim", "ancestral", "euler-maruyama", "heun", "rk4", "predictor-corrector", "adaptive"] = Field(
-        "dpm2m", description="the way from noise to a draw"
+    masked: float = Field(
+        0.5, ge=0, le=1, description="share of training rows that show and hide cells, for conditionals; where not given, 0.25 of images"
     )
+    dropped: float = Field(0.1, ge=0, lt=1, description="share of training rows without their condition, for guidance")
+    solver: Literal[
+        "dpm2m", "dpm2m-sde", "ddim", "ancestral", "euler-maruyama", "heun", "adams", "rk4", "predictor-corrector", "adaptive"
+    ] = Field("dpm2m", description="the way from noise to a draw")
     steps: int = Field(20, ge=1, le=10_000, description="of the solver")
     guidance: float = Field(0.0, ge=0, le=100, description="w of D_c + w (D_c - D_0): draws follow the condition more than p does")
     likelihood: Literal["bound", "ode"] = Field("bound", description="log_prob: the bound, or that of the probability-flow ODE (reals)")

@@ -9,6 +9,9 @@ with network outputs a_v,
 exact in the noise of its own coordinates, whatever the network has learned. So a network of zeros with b_v = log p(x = v) is the law of
 independent variables, and its bound is their entropy.
 
+Of many ordered values, as the 256 of a pixel, a_v = sum_k o_k T_k(z_v) with polynomials of Chebyshev and z_v from -1 to 1: 32 outputs for
+256, and the first and the last value, where data often are, still stand alone.
+
 Source: Kingma, Salimans, Poole and Ho, "Variational diffusion models", NeurIPS 2021, arXiv:2107.00630, for values as places on a line.
 """
 
@@ -29,6 +32,8 @@ Coordinates = Float[Tensor, "*batch E"]
 _APART = 6.0  # deviations of noise between two values that are told apart
 _NARROWEST = 8.0  # times the deviation of values on a line, at least, is their range: a column that hardly varies is not stretched
 _SMOOTHING = 0.5  # rows that every value is believed to have had
+_KEPT = 2**20  # numbers
+_FREE = 32  # ordered values with an output each; more of them share as many
 
 
 class Head(nn.Module, abc.ABC):
@@ -125,22 +130,25 @@ class Reals(Head):
 
 
 class Finite(Head):
-    """What variables of finitely many values share: outputs a (N, n, K), padded to the greatest K, and b.
+    """What variables of finitely many values share: a (N, n, K), padded to the greatest K, and b.
 
     Args:
         at: which variables.
         variables: they themselves.
         widths: coordinates of each.
+        free: outputs for each at most: beyond, a is a polynomial of the value.
     """
 
     first: Tensor
     bias: Tensor
     absent: Tensor
+    basis: Tensor | None
 
-    def __init__(self, at: Sequence[int], variables: Sequence[Variable], widths: Sequence[int]) -> None:
+    def __init__(self, at: Sequence[int], variables: Sequence[Variable], widths: Sequence[int], free: float = math.inf) -> None:
         counts = [v.cardinality or 0 for v in variables]
-        super().__init__(at, widths, len(at) * max(counts))
+        super().__init__(at, widths, len(at) * int(min(free, max(counts))))
         self.values = max(counts)
+        self.register_buffer("basis", chebyshev(self.values, int(free)) if self.values > free else None, persistent=False)
         first = [v.lower if v.kind is VariableKind.COUNT else 0.0 for v in variables]
         self.register_buffer("first", torch.tensor(first), persistent=False)
         self.register_buffer("absent", torch.arange(self.values) >= torch.tensor(counts)[:, None], persistent=False)
@@ -153,25 +161,26 @@ class Finite(Head):
         with torch.no_grad():
             self.bias.copy_((counts / counts.sum(1, keepdim=True)).clamp_min(1e-12).log())
 
-    def shares(self, out: Tensor, y: Coordinates, s: Tensor) -> Tensor:
-        """log p(x = v | y), (N, n, K)."""
-        a = out.view(-1, *self.bias.shape) + self.bias + self.local(y, s)
-        return a.masked_fill(self.absent, -math.inf).log_softmax(-1)
+    def odds(self, out: Tensor, y: Coordinates, s: Tensor) -> Tensor:
+        """log p(x = v | y) up to what all values share, (N, n, K)."""
+        a = out.unflatten(-1, (len(self.at), -1))
+        a = a if self.basis is None else a @ self.basis
+        return self.heard(a + self.bias.masked_fill(self.absent, -math.inf), y, s)
 
     def log_prob(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
         """log p(x = v | y)."""
         code = (x - self.first).nan_to_num(0.0)
         inside = (code >= 0) & (code < (~self.absent).sum(1)) & (code == code.round())
         at = torch.where(inside, code, 0.0).long()[..., None]
-        return torch.where(inside, self.shares(out, y, s).gather(-1, at)[..., 0], -math.inf)
+        return torch.where(inside, self.odds(out, y, s).log_softmax(-1).gather(-1, at)[..., 0], -math.inf)
 
     def log_seen(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
         """log p(x = v | y)."""
         return self.log_prob(out, y, s, x)
 
     @abc.abstractmethod
-    def local(self, y: Coordinates, s: Tensor) -> Tensor:
-        """-|y - V_v|^2 / (2 s^2), up to what all values share, (N, n, K)."""
+    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:
+        """a - |y - V_v|^2 / (2 s^2), up to what all values share, (N, n, K)."""
 
 
 class Ordered(Finite):
@@ -186,7 +195,7 @@ class Ordered(Finite):
     scale: Tensor
 
     def __init__(self, at: Sequence[int], variables: Sequence[Variable]) -> None:
-        super().__init__(at, variables, [1] * len(at))
+        super().__init__(at, variables, [1] * len(at), _FREE)
         self.register_buffer("mean", torch.zeros(len(at)))
         self.register_buffer("scale", torch.ones(len(at)))
 
@@ -210,11 +219,17 @@ class Ordered(Finite):
         value = self.first[:, None] + torch.arange(self.values, device=self.first.device)
         return (value - self.mean[:, None]) / self.scale[:, None]
 
-    def local(self, y: Coordinates, s: Tensor) -> Tensor:  # noqa: D102
-        return -0.5 * ((y[..., None] - self.places) / s[..., None]).square()
+    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:  # noqa: D102
+        z = (y[..., None] - self.places) * (1 / s[..., None])
+        return torch.addcmul(a, z, z, value=-0.5)
 
-    def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:  # noqa: D102
-        return (self.shares(out, y, s).exp() * self.places).sum(-1)
+    def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:
+        """Few rows at once: the numbers of each value of each pixel in pieces that the allocator keeps from step to step."""
+        pieces = [part.split(max(1, _KEPT // self.bias.numel())) for part in (out, y, s.expand(len(y), 1))]
+        return torch.cat([self._denoised(*piece) for piece in zip(*pieces, strict=True)])
+
+    def _denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:
+        return torch.einsum("...nk,nk->...n", self.odds(out, y, s).softmax(-1), self.places)
 
     def read(self, x_0: Coordinates) -> X:  # noqa: D102
         last = self.first + (~self.absent).sum(1) - 1
@@ -253,11 +268,11 @@ class Unordered(Finite):
         corner = (x[..., None] == torch.arange(self.values, device=x.device)).to(self.centre)
         return self._flat(self.size[:, None] * (corner - self.centre))
 
-    def local(self, y: Coordinates, s: Tensor) -> Tensor:  # noqa: D102
-        return self.size[:, None] * (self._square(y) + self.size[:, None] * self.centre) / s[..., None].square()
+    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:  # noqa: D102
+        return a + self.size[:, None] * (self._square(y) + self.size[:, None] * self.centre) / s[..., None].square()
 
     def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:  # noqa: D102
-        return self._flat(self.size[:, None] * (self.shares(out, y, s).exp() - self.centre))
+        return self._flat(self.size[:, None] * (self.odds(out, y, s).softmax(-1) - self.centre))
 
     def read(self, x_0: Coordinates) -> X:  # noqa: D102
         corner = self._square(x_0) + self.size[:, None] * self.centre
@@ -343,6 +358,12 @@ class Heads(nn.Module):
     def real(self) -> bool:
         """Whether every variable is real."""
         return all(isinstance(part, Reals) for part in self.parts)
+
+
+def chebyshev(values: int, count: int) -> Tensor:
+    """T_1 ... T_count of places evenly from -1 to 1, (count, values): T_k(cos t) = cos k t, finest at both ends."""
+    angle = torch.linspace(-1, 1, values).acos()
+    return (torch.arange(1, count + 1)[:, None] * angle).cos()
 
 
 _SHARE, _MOST_ROWS = 0.2, 2000

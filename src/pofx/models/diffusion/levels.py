@@ -121,15 +121,17 @@ class Met(nn.Module):
     here.
     """
 
-    integrand: Tensor
-    chance: Tensor
-    spread: Tensor
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("integrand", torch.ones(_BINS))
-        self.register_buffer("chance", torch.zeros(2, _BINS))  # covariances of the integrand and these two
-        self.register_buffer("spread", torch.ones(2, _BINS))  # their variances
+        # of the integrand the mean, its covariances with these two, and their variances
+        self.register_buffer("seen", torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0])[:, None].repeat(1, _BINS))
+
+    @property
+    def integrand(self) -> Tensor:
+        """Its mean in each bin."""
+        return self.seen[0]
 
     def law(self, ends: Tensor, weight: "Weight | None" = None) -> Histogram:
         """q proportional to the weighted integrand, so that each draw says about as much of it; a tenth of the levels are drawn evenly.
@@ -146,16 +148,15 @@ class Met(nn.Module):
     def see(self, log_s: Tensor, integrand: Tensor, chance: Tensor, ends: Tensor) -> None:
         """Hear what |x_0 - D|^2 / s^2 was, (N,), and |eps|^2 and x_0 . eps less their means, (2, N)."""
         bin_of = bin_at(log_s, ends, _BINS)
-        count = torch.zeros_like(self.integrand).index_add(0, bin_of, torch.ones_like(self.integrand[bin_of]))
         about = integrand - self.integrand[bin_of]
-        for kept, now in ((self.integrand, integrand), (self.chance, about * chance), (self.spread, chance.square())):
-            mean = torch.zeros_like(kept).index_add(-1, bin_of, now.to(kept)) / count.clamp_min(1)
-            kept.lerp_(torch.where(count > 0, mean, kept), 1 - _MEMORY)
+        met = torch.cat((torch.ones_like(integrand)[None], integrand[None], about * chance, chance.square())).to(self.seen)
+        sums = met.new_zeros(len(met), _BINS).index_add_(1, bin_of, met)
+        self.seen.lerp_(torch.where(sums[0] > 0, sums[1:] / sums[0].clamp_min(1), self.seen), 1 - _MEMORY)
         self.integrand.clamp_min_(1e-6)
 
     def luck(self, log_s: Tensor, chance: Tensor, ends: Tensor) -> Tensor:
         """What of an integrand is by chance, (N,): its mean is 0."""
-        slopes = (self.chance / self.spread.clamp_min(1e-6))[:, bin_at(log_s, ends, _BINS)]
+        slopes = (self.seen[1:3] / self.seen[3:].clamp_min(1e-6))[:, bin_at(log_s, ends, _BINS)]
         return (slopes * chance).sum(0)
 
 

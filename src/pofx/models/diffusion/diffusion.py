@@ -145,7 +145,7 @@ class Diffusion(Model):
         """Take units, frequencies, levels and the prior from the rows."""
         x = x.to(self.location)
         self.heads.initialise(x)
-        x_0, seen = self.heads.embed(x), (~x.isnan()[:, self.heads.owner]).to(x)
+        x_0, seen = self.heads.embed(x), (~self.heads.of_coordinates(x.isnan())).to(x)
         count = seen.sum(0).clamp_min(1)
         self.location.copy_((x_0 * seen).sum(0) / count)
         self.variance.copy_(((x_0 - self.location).square() * seen).sum(0) / count)
@@ -161,10 +161,10 @@ class Diffusion(Model):
         view = some_hidden(view, self.learning.masked, generator, self.learning.picture)
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
-        log_s = law.place(u, self.ends)
+        log_s, density = law.draw(u, self.ends)
         error = self._met(view, self._dropped(c, generator), log_s, generator)
         whole = self.heads.width / self._coordinates(view.noised).sum(1).clamp_min(1)  # a part counts as much as a row
-        return self.learning.weight.at(log_s, law.density(log_s, self.ends)) * whole * error
+        return self.learning.weight.at(log_s, density) * whole * error
 
     def _met(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> Nats:
         """|x_0 - D|^2 / s^2, the mean of a noise and its opposite: near the data a gradient is nearly all noise, which the two cancel."""
@@ -221,7 +221,7 @@ class Diffusion(Model):
 
     def _coordinates(self, flags: Tensor) -> Tensor:
         """Of each coordinate, (N, E), where those of variables are given."""
-        return flags[:, self.heads.owner]
+        return self.heads.of_coordinates(flags)
 
     # -- density -----------------------------------------------------------------------------------
 
@@ -258,9 +258,8 @@ class Diffusion(Model):
         """ln s at a share of the levels, and what it counts in the integral over ln s."""
         if self.asking.steps_bounded:
             return Steps(self.asking.steps_bounded).at(u, self.ends)
-        law = met.law(self.ends)
-        log_s = law.place(u, self.ends)
-        return log_s, 1 / law.density(log_s, self.ends)
+        log_s, density = met.law(self.ends).draw(u, self.ends)
+        return log_s, 1 / density
 
     def _middle(self, view: View, c: Context | None) -> Coordinates:
         """The mean of the prior of y at s_max: of the data, or D(location, s_max) where some of the row is given or there is a condition.

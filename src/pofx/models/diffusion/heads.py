@@ -48,6 +48,8 @@ class Head(nn.Module, abc.ABC):
     def __init__(self, at: Sequence[int], widths: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.at, self.widths, self.outputs = list(at), list(widths), outputs
+        together = self.at == list(range(at[0], at[0] + len(at)))
+        self.columns = slice(at[0], at[0] + len(at)) if together else self.at  # a slice copies nothing
 
     @property
     def width(self) -> int:
@@ -314,6 +316,7 @@ class Heads(nn.Module):
         self.outputs, self.width = [p.outputs for p in parts], sum(p.width for p in parts)
         order = [d for part in parts for d in part.at]
         owner = [d for part in parts for d, w in zip(part.at, part.widths, strict=True) for _ in range(w)]
+        self.plain = owner == list(range(len(domain)))  # a coordinate for each variable, in their order
         self.register_buffer("order", torch.tensor(order), persistent=False)  # the variable of each column of the parts
         self.register_buffer("place", torch.tensor(order).argsort(), persistent=False)  # and the other way round
         self.register_buffer("owner", torch.tensor(owner), persistent=False)  # the variable of each coordinate
@@ -321,7 +324,7 @@ class Heads(nn.Module):
     def initialise(self, x: X) -> None:
         """Take units and frequencies from rows (N, D)."""
         for part in self.parts:
-            part.initialise(x[:, part.at])
+            part.initialise(x[:, part.columns])
 
     def finest(self, x_0: Coordinates) -> float:
         """The least level that any part needs."""
@@ -330,8 +333,16 @@ class Heads(nn.Module):
 
     def embed(self, x: X) -> Coordinates:
         """x_0 (N, E); 0 where x is NaN."""
-        flat = torch.cat([part.embed(x[..., part.at]) for part in self.parts], -1)
-        return torch.where(x.isnan()[..., self.owner], 0.0, flat)
+        flat = torch.cat([part.embed(x[..., part.columns]) for part in self.parts], -1)
+        return torch.where(self.of_coordinates(x.isnan()), 0.0, flat)
+
+    def of_coordinates(self, flags: Tensor) -> Tensor:
+        """(..., E) of flags of variables (..., D)."""
+        return flags if self.plain else flags[..., self.owner]
+
+    def _of_variables(self, sorted_: Tensor) -> Tensor:
+        """(..., D) in the order of the domain, of columns sort by sort."""
+        return sorted_ if self.plain else sorted_[..., self.place]
 
     def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:
         """D(y, s), (N, E)."""
@@ -339,11 +350,11 @@ class Heads(nn.Module):
 
     def log_prob(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
         """log p(x_d | y) of the decoder, (N, D)."""
-        return torch.cat([part.log_prob(a, own, s, x[..., part.at]) for part, a, own in self._pieces(out, y)], -1)[..., self.place]
+        return self._of_variables(torch.cat([part.log_prob(a, own, s, x[..., part.columns]) for part, a, own in self._pieces(out, y)], -1))
 
     def log_seen(self, out: Tensor, y: Coordinates, s: Tensor, x: X) -> NatsPerVariable:
         """log p(x_d | y) at any level, (N, D)."""
-        return torch.cat([part.log_seen(a, own, s, x[..., part.at]) for part, a, own in self._pieces(out, y)], -1)[..., self.place]
+        return self._of_variables(torch.cat([part.log_seen(a, own, s, x[..., part.columns]) for part, a, own in self._pieces(out, y)], -1))
 
     def _pieces(self, out: Tensor, y: Coordinates) -> Iterator[tuple[Head, Tensor, Tensor]]:
         """Each part with its outputs and coordinates."""
@@ -352,7 +363,7 @@ class Heads(nn.Module):
     def read(self, x_0: Coordinates) -> X:
         """x (N, D)."""
         pieces = zip(self.parts, x_0.split([p.width for p in self.parts], -1), strict=True)
-        return torch.cat([part.read(piece) for part, piece in pieces], -1)[..., self.place]
+        return self._of_variables(torch.cat([part.read(piece) for part, piece in pieces], -1))
 
     @property
     def real(self) -> bool:

@@ -43,5 +43,5 @@ class Seen:
 
     def draw_last(self, x_hat: Coordinates, s: Tensor, *, generator: Generator) -> Coordinates:
         """x_hat, what is seen in its place."""
-        seen = ~self.row.isnan()[self.heads.owner]
+        seen = ~self.heads.of_coordinates(self.row.isnan())
         return torch.where(seen, self.heads.embed(self.row[None]), x_hat)

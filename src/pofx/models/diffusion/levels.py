@@ -31,6 +31,11 @@ class LevelLaw(abc.ABC):
     def density(self, log_s: Tensor, ends: Tensor) -> Tensor:
         """q(ln s)."""
 
+    def draw(self, u: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Both: ln s at the share u, and q there."""
+        log_s = self.place(u, ends)
+        return log_s, self.density(log_s, ends)
+
 
 class Even(LevelLaw):
     """q = 1 / (ln s_max - ln s_min)."""
@@ -104,13 +109,19 @@ class Histogram(LevelLaw):
     shares: Tensor
 
     def place(self, u: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
-        upto = self.shares.cumsum(0)
-        bin_of = torch.searchsorted(upto, u.contiguous() * upto[-1]).clamp_max(len(upto) - 1)
-        within = (u * upto[-1] - (upto[bin_of] - self.shares[bin_of])) / self.shares[bin_of]
-        return ends[0] + (bin_of + within.clamp(0, 1)) * (ends[1] - ends[0]) / len(upto)
+        return self.draw(u, ends)[0]
 
     def density(self, log_s: Tensor, ends: Tensor) -> Tensor:  # noqa: D102
         return self.shares[bin_at(log_s, ends, len(self.shares))] * len(self.shares) / (ends[1] - ends[0])
+
+    def draw(self, u: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LevelLaw`: with the bin found once."""
+        upto, wide = self.shares.cumsum(0), (ends[1] - ends[0]) / len(self.shares)
+        u = u * upto[-1]
+        bin_of = torch.searchsorted(upto, u.contiguous()).clamp_max(len(upto) - 1)
+        share = self.shares[bin_of]
+        within = 1 - (upto[bin_of] - u) / share
+        return ends[0] + (bin_of + within.clamp(0, 1)) * wide, share / wide
 
 
 class Met(nn.Module):

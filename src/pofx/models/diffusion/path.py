@@ -161,6 +161,9 @@ class Target(StrEnum):
     EDM = "edm"
 
 
+_OF_NO_PATH = {Target.X0, Target.EPS, Target.EDM}  # their p and q stay where alpha and sigma are scaled together
+
+
 @dataclass(frozen=True)
 class Prediction:
     """x_0 = (sigma F - q x_t) / (sigma p - q alpha), for x_t = alpha x_0 + sigma eps and a prediction F = p x_0 + q eps.
@@ -187,7 +190,10 @@ class Prediction:
     deviation: float = 1.0
 
     def row(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma, p and q at a level."""
+        """alpha, sigma, p and q at a level; up to a common scale of alpha and sigma for targets that know no path."""
+        if self.target in _OF_NO_PATH:
+            alpha = torch.ones_like(s)
+            return alpha, s, *self._target(s, alpha, s)
         t = self.path.time(s)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         return alpha, sigma, *self._target(t, alpha, sigma)

@@ -176,7 +176,7 @@ def told_apart(x, y):
 
 def inpainting(options):
     """Lower halves of held-out digits: nats a hidden pixel, by the values of 64 draws with half a count for each of the 17."""
-    p, row = fitted("digits", options.budget, max_epochs=2000, patience=200)
+    p, row = fitted("digits", options.budget, **{"max_epochs": 2000, "patience": 200} | dict(options.set))
     x = torch.tensor(np.asarray(pofx.load("digits").test[:100]), dtype=torch.float64).flatten(1)
     hidden = (torch.arange(64) >= 32).expand_as(x)
     seen, model = torch.where(hidden, torch.nan, x), next(m for m in p.model.modules() if isinstance(m, Diffusion))
@@ -253,7 +253,7 @@ def main():
     parser.add_argument("what", choices=WAYS)
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--sets", nargs="+", default=["moons", "eight_gaussians", "checkerboard"])
-    parser.add_argument("--set", type=lambda pair: pair.split("=", 1), nargs="+", default=[], help="joint: options of the family")
+    parser.add_argument("--set", type=lambda pair: pair.split("=", 1), nargs="+", default=[], help="options, of joint and inpainting")
     options = parser.parse_args()
     rows = WAYS[options.what](options)
     print(json.dumps(rows | {"bar": BARS.get(options.what), "torch": torch.__version__, "threads": torch.get_num_threads()}))

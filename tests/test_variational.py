@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import pofx
-from pofx.ask.approximating import Target, approximate, as_domain, settings
+from pofx.ask.approximating import Target, able, approximate, as_domain, settings
 from pofx.ask.approximation import Approximation
 from pofx.data import Container
 from pofx.domain import Domain, Variable
@@ -20,7 +20,7 @@ from pofx.errors import DataError, OptionError, TrainingError, Unavailable
 from pofx.learn import variational
 from pofx.learn.variational import LOOK, Direction, approach, objective_of
 from pofx.models.flows.bases import LawBase
-from pofx.models.flows.families import FlowConfig, MaskedAutoregressiveConfig
+from pofx.models.flows.families import MaskedAutoregressiveConfig
 from pofx.models.flows.flow import Flow
 from pofx.models.registry import families
 from pofx.objectives.variational import always
@@ -30,7 +30,7 @@ from pofx.transforms.elementwise import Elementwise
 from pofx.transforms.linear import Triangular
 from pofx.types import Kind
 
-FLOWS = [name for name, one in families().items() if issubclass(one.config, FlowConfig) and not one.config.images]
+FLOWS = [name for name, one in families().items() if able(one) and not one.config.images]
 MU = torch.tensor([1.0, -0.5], dtype=torch.float64)
 SIGMA = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
 TINY = {"layers": 1, "width": 16, "batch_size": 64}
@@ -396,6 +396,7 @@ def test_a_density_that_can_not_work_is_told_before_learning(density, sentence):
     ("change", "error", "sentence"),
     [
         ({"family": "gmm"}, Unavailable, "gmm has no approximation of a density.*families that answer it: .*realnvp.*maf"),
+        ({"family": "cnf"}, Unavailable, "cnf has no approximation of a density: each draw solves an equation; families .*nsf"),
         ({"domain": 0}, OptionError, "over 1 or more variables, got 0"),
         ({"domain": {"a": "count"}}, OptionError, "variable 'a' is 'real', 'positive' or a pair"),
         ({"domain": Domain.counts((2,), 3)}, OptionError, "variable 'x0' is count: a density is over real"),

@@ -27,7 +27,7 @@ from pofx.models.base import FamilyConfig, GradientConfig, Model
 from pofx.models.composed.completed import Completed
 from pofx.models.flows.families import FlowConfig
 from pofx.models.flows.flow import Flow
-from pofx.models.registry import families, name_of
+from pofx.models.registry import Family, families, name_of
 from pofx.samplers.importance import Weighted
 from pofx.transforms.elementwise import Elementwise
 from pofx.types import Generator
@@ -152,9 +152,9 @@ def settings(family: object, steps: int, options: Mapping[str, Any]) -> Gradient
     if steps < 1:
         raise OptionError(f"learning takes 1 or more steps, got {steps}")
     config = configured(family, options)
-    if not isinstance(config, FlowConfig):
-        able = [name for name, one in families().items() if issubclass(one.config, FlowConfig)]
-        raise Unavailable("approximation of a density", name_of(config), "its draws are no function of its parameters", families=able)
+    if not (isinstance(config, FlowConfig) and config.approximates):
+        why = "each draw solves an equation" if isinstance(config, FlowConfig) else "its draws are no function of its parameters"
+        raise Unavailable("approximation of a density", name_of(config), why, families=[n for n, one in families().items() if able(one)])
     if options.get("dropout"):
         raise OptionError(
             f"dropout is {options['dropout']}: a flow that drops units is another map at every step, and has no density to descend"
@@ -167,6 +167,11 @@ def settings(family: object, steps: int, options: Mapping[str, Any]) -> Gradient
     changed = {name: value for name, value in usual.items() if name in type(config).model_fields and name not in options}
     still = {"dropout": 0.0} if "dropout" in type(config).model_fields else {}
     return config.model_copy(update=changed | still | {"max_epochs": -(-steps // LOOK)})
+
+
+def able(one: Family) -> bool:
+    """Whether a family approximates densities."""
+    return issubclass(one.config, FlowConfig) and one.config.approximates
 
 
 def _direction(objective: str) -> Direction:

@@ -99,6 +99,7 @@ FAMILIES = (
         "iaf", "pofx.models.flows.families:InverseAutoregressiveConfig", "an inverse autoregressive flow: fast samples with their densities"
     ),
     Family("nsf-ar", "pofx.models.flows.families:NeuralSplineAutoregressiveConfig", "an autoregressive flow of splines"),
+    Family("cnf", "pofx.models.flows.continuous:ContinuousConfig", "a continuous normalizing flow: rows drift, by flow matching"),
     Family("vae", "pofx.models.latent.vae:VAEConfig", "a variational auto-encoder with one law per variable"),
     Family("m2", "pofx.models.latent.semi:M2Config", "a variational auto-encoder of classes that only some rows show (semi-supervised)"),
     Family("latent", "pofx.models.composed.two_stage:LatentConfig", "a variational auto-encoder, then any family learned on its codes"),

@@ -485,13 +485,14 @@ def _products(f: Field, t: Tensor, y: Tensor, cotangents: Tensor) -> tuple[Tenso
 
 
 def _batched(slope: Tensor, y: Tensor, cotangents: Tensor, graph: bool) -> Tensor:
-    def pull(cotangent: Tensor, batched: bool) -> Tensor:
-        (product,) = torch.autograd.grad(
-            slope, y, cotangent, retain_graph=True, create_graph=graph, is_grads_batched=batched, allow_unused=True
-        )
-        return torch.zeros_like(cotangent) if product is None else product
-
     try:
-        return pull(cotangents, True)
+        return _product(slope, y, cotangents, graph, batched=True)
     except RuntimeError:  # an operation of f that can not be batched; any other fault comes again
-        return torch.stack([pull(v, False) for v in cotangents])
+        return torch.stack([_product(slope, y, v, graph, batched=False) for v in cotangents])
+
+
+def _product(slope: Tensor, y: Tensor, cotangent: Tensor, graph: bool, *, batched: bool) -> Tensor:
+    (product,) = torch.autograd.grad(
+        slope, y, cotangent, retain_graph=True, create_graph=graph, is_grads_batched=batched, allow_unused=True
+    )
+    return torch.zeros_like(cotangent) if product is None else product

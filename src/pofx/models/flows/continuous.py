@@ -182,8 +182,9 @@ def _energy(t: Tensor, z: Tensor, slope: Tensor) -> Tensor:
 
 
 class ContinuousConfig(FlowConfig):
-    """Options of a continuous flow, which stands in no list of families: questions that ask for many densities in turn take hours."""
+    """Options of `cnf`."""
 
+    approximates = False
     cites: ClassVar[tuple[str, ...]] = (
         "@inproceedings{chen2018neural, title={Neural ordinary differential equations}, "
         "author={Chen, Ricky T. Q. and Rubanova, Yulia and Bettencourt, Jesse and Duvenaud, David}, "

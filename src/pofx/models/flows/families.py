@@ -36,6 +36,7 @@ class FlowConfig(GradientConfig, abc.ABC):
     """Options that all flows share: T, on a base."""
 
     conditional: ClassVar[bool] = True
+    approximates: ClassVar[bool] = True  # draws with their densities cost a pass or two, so that a density can be descended by them
 
     base: Literal["normal", "student", "mixture"] = Field("normal", description="what is bent; the last two are learned, too")
     components: int = Field(8, ge=1, le=1024, description="of a mixture base")

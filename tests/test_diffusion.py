@@ -273,6 +273,19 @@ def test_a_network_of_zeros_is_the_law_of_independent_variables():
     assert -4.9 * float(error.square().sum().sqrt()) / 3000 < gap < 0.02 + 4.9 * float(error.square().sum().sqrt()) / 3000
 
 
+def test_a_noise_and_its_opposite_leave_no_cross_term():
+    """A network of zeros with EDM's target: x_0 - D = (s^2 x_0 - s eps) / (1 + s^2), of whose square the product with eps is gone."""
+    x = torch.randn(40, 2, generator=seeded())
+    model = DiffusionConfig(width=8, blocks=1).build(Domain.real(2))
+    model.initialise(x)
+    view, log_s = model._view(x), torch.linspace(-4, 2, 40)
+    found = model._met(view, None, log_s, seeded(5))
+    s, eps = log_s.exp()[:, None], torch.randn(40, 2, generator=seeded(5))
+    torch.testing.assert_close(
+        found, ((s.square() * view.x_0).square() / s.square() + eps.square()).sum(1) / (1 + s[:, 0].square()).square()
+    )
+
+
 def test_a_mixed_row_goes_to_its_coordinates_and_back():
     g = seeded()
     x = torch.stack([torch.randn(50, generator=g), *(torch.randint(0, k, (50,), generator=g).double() for k in (3, 4, 6, 2))], 1)
@@ -663,9 +676,9 @@ def test_the_odes_likelihood_is_of_reals():
 def test_images_and_rows_decide_what_was_not_given():
     pixels, reals = Domain.counts((8, 8), 17), Domain.real(3)
     images = DiffusionConfig().for_domain(pixels).for_rows(1000)
-    assert (images.batch_size, images.learning_rate, images.dropout) == (64, 3e-3, 0.1)
+    assert (images.batch_size, images.learning_rate, images.dropout, images.masked) == (64, 3e-3, 0.1, 0.25)
     table = DiffusionConfig().for_domain(reals).for_rows(5000)
-    assert (table.batch_size, table.learning_rate, table.dropout, table.max_epochs) == (256, 6e-3, 0.0, 200)
+    assert (table.batch_size, table.learning_rate, table.dropout, table.max_epochs, table.masked) == (256, 6e-3, 0.0, 200, 0.5)
     given = DiffusionConfig(batch_size=32, dropout=0.2, max_epochs=3).for_domain(pixels).for_rows(10_000)
     assert (given.batch_size, given.dropout, given.max_epochs) == (32, 0.2, 3)
 
@@ -689,3 +702,11 @@ def test_evidence_that_contradicts_the_domain_is_refused():
     model = pofx.fit([[0.1, 1], [1.1, 0], [0.2, 1], [0.4, 0]] * 6, "diffusion", schema={"x1": "binary"}, width=16, blocks=1, max_epochs=1)
     with pytest.raises(DataError, match="column 'x1' has no level 7"):
         model.conditional(x1=7)
+
+
+def test_no_steps_are_refused_of_what_was_learned_and_likelihoods_of_another_shape_too():
+    model = pofx.fit("moons", "diffusion", width=16, blocks=1, max_epochs=1)
+    with pytest.raises(OptionError, match="option 'steps': Input should be greater than or equal to 1, got 0"):
+        model.using(steps=0)
+    with pytest.raises(OptionError, match=r"a log-density gives one number a row, shape \(2,\), got \(2, 2\)"):
+        model.posterior(lambda x: x, method="twisted")

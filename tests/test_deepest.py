@@ -24,7 +24,7 @@ from pofx.testing.subject import Subject
 from pofx.testing.worlds import REALS, worlds
 
 # The question is put to few layers and draws as it is to many: what costs is how often a family is asked.
-QUICK = {"layers": 2, "width": 16, "units": 8, "draws": 8, "blocks": 1, "waves": 0, "tolerance": 1e-2}
+QUICK = {"layers": 2, "width": 16, "units": 8, "draws": 8, "waves": 0, "tolerance": 1e-2}
 ROWS = [(name, world.name) for name in families() for world in worlds(family(name).config)]
 NUMBERS = 100 * len(ROWS)
 compared: dict[tuple[str, str, str], int] = {}

@@ -32,7 +32,7 @@ Coordinates = Float[Tensor, "*batch E"]
 _APART = 6.0  # deviations of noise between two values that are told apart
 _NARROWEST = 8.0  # times the deviation of values on a line, at least, is their range: a column that hardly varies is not stretched
 _SMOOTHING = 0.5  # rows that every value is believed to have had
-_KEPT = 2**20  # numbers
+_KEPT = 2**20  # numbers of a piece
 _FREE = 32  # ordered values with an output each; more of them share as many
 
 
@@ -226,8 +226,9 @@ class Ordered(Finite):
         return torch.addcmul(a, z, z, value=-0.5)
 
     def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:
-        """Few rows at once: the numbers of each value of each pixel in pieces that the allocator keeps from step to step."""
-        pieces = [part.split(max(1, _KEPT // self.bias.numel())) for part in (out, y, s.expand(len(y), 1))]
+        """Few rows at once on a CPU: numbers of each value of each pixel in pieces that its allocator keeps from step to step."""
+        rows = max(1, _KEPT // self.bias.numel() if y.device.type == "cpu" else len(y))
+        pieces = [part.split(rows) for part in (out, y, s.expand(len(y), 1))]
         return torch.cat([self._denoised(*piece) for piece in zip(*pieces, strict=True)])
 
     def _denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:

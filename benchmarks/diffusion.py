@@ -81,7 +81,7 @@ def toys(options):
     rows = {}
     for name in options.sets:
         settings = OF_TOYS | ({"waves": 4} if name == "checkerboard" else {}) if options.family == "diffusion" else {}
-        p, row = fitted(name, options.budget, options.family, **settings)
+        p, row = fitted(name, options.budget, options.family, **settings | dict(options.set))
         data = pofx.load(name)
         x, truth = data.test[:2000], data.log_prob(data.test[:2000])
         q = p.using(likelihood="ode") if options.family == "diffusion" else p
@@ -257,7 +257,7 @@ def main():
     parser.add_argument("--budget", type=float, default=60.0)
     parser.add_argument("--sets", nargs="+", default=["moons", "eight_gaussians", "checkerboard"])
     parser.add_argument("--family", default="diffusion", help="of toys: diffusion or cnf")
-    parser.add_argument("--set", type=lambda pair: pair.split("=", 1), nargs="+", default=[], help="options, of joint and inpainting")
+    parser.add_argument("--set", type=lambda pair: pair.split("=", 1), nargs="+", default=[], help="options, of joint, toys and inpainting")
     options = parser.parse_args()
     rows = WAYS[options.what](options)
     print(json.dumps(rows | {"bar": BARS.get(options.what), "torch": torch.__version__, "threads": torch.get_num_threads()}))

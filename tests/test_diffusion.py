@@ -279,7 +279,7 @@ def test_a_noise_and_its_opposite_leave_no_cross_term():
     model = DiffusionConfig(width=8, blocks=1).build(Domain.real(2))
     model.initialise(x)
     view, log_s = model._view(x), torch.linspace(-4, 2, 40)
-    found = model._met(view, None, log_s, seeded(5))
+    found = model._paired_error(view, None, log_s, seeded(5))
     s, eps = log_s.exp()[:, None], torch.randn(40, 2, generator=seeded(5))
     torch.testing.assert_close(
         found, ((s.square() * view.x_0).square() / s.square() + eps.square()).sum(1) / (1 + s[:, 0].square()).square()

@@ -162,11 +162,11 @@ class Diffusion(Model):
         u = (torch.arange(len(x), device=x.device) + self._rand(1, generator)) / len(x)  # one level in each N-th of the law
         law = self.learning.law or self.met.law(self.ends, self.learning.weight)
         log_s, density = law.draw(u, self.ends)
-        error = self._met(view, self._dropped(c, generator), log_s, generator)
+        error = self._paired_error(view, self._dropped(c, generator), log_s, generator)
         whole = self.heads.width / self._coordinates(view.noised).sum(1).clamp_min(1)  # a part counts as much as a row
         return self.learning.weight.at(log_s, density) * whole * error
 
-    def _met(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> Nats:
+    def _paired_error(self, view: View, c: Context | None, log_s: Tensor, generator: Generator) -> Nats:
         """|x_0 - D|^2 / s^2, the mean of a noise and its opposite: near the data a gradient is nearly all noise, which the two cancel."""
         eps, twice, log_twice = self._randn(len(log_s), generator), View(*(part.repeat(2, 1) for part in view)), log_s.repeat(2)
         error, chance = self._error(twice, None if c is None else c.repeat(2, 1), log_twice, torch.cat((eps, -eps)))

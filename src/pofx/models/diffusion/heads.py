@@ -138,7 +138,7 @@ class Finite(Head):
         at: which variables.
         variables: they themselves.
         widths: coordinates of each.
-        free: outputs for each at most: beyond, a is a polynomial of the value.
+        free: outputs for each at most: beyond, a is a polynomial of the value. None: as many as values.
     """
 
     first: Tensor
@@ -146,11 +146,13 @@ class Finite(Head):
     absent: Tensor
     basis: Tensor | None
 
-    def __init__(self, at: Sequence[int], variables: Sequence[Variable], widths: Sequence[int], free: float = math.inf) -> None:
+    def __init__(self, at: Sequence[int], variables: Sequence[Variable], widths: Sequence[int], free: int | None = None) -> None:
         counts = [v.cardinality or 0 for v in variables]
-        super().__init__(at, widths, len(at) * int(min(free, max(counts))))
-        self.values = max(counts)
-        self.register_buffer("basis", chebyshev(self.values, int(free)) if self.values > free else None, persistent=False)
+        values = max(counts)
+        outputs = min(values, free or values)
+        super().__init__(at, widths, len(at) * outputs)
+        self.values = values
+        self.register_buffer("basis", chebyshev(values, outputs) if outputs < values else None, persistent=False)
         first = [v.lower if v.kind is VariableKind.COUNT else 0.0 for v in variables]
         self.register_buffer("first", torch.tensor(first), persistent=False)
         self.register_buffer("absent", torch.arange(self.values) >= torch.tensor(counts)[:, None], persistent=False)
@@ -221,7 +223,8 @@ class Ordered(Finite):
         value = self.first[:, None] + torch.arange(self.values, device=self.first.device)
         return (value - self.mean[:, None]) / self.scale[:, None]
 
-    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:  # noqa: D102
+    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:
+        """See `Finite`: -(y - V_v)^2 / (2 s^2) is added."""
         z = (y[..., None] - self.places) * (1 / s[..., None])
         return torch.addcmul(a, z, z, value=-0.5)
 
@@ -271,7 +274,8 @@ class Unordered(Finite):
         corner = (x[..., None] == torch.arange(self.values, device=x.device)).to(self.centre)
         return self._flat(self.size[:, None] * (corner - self.centre))
 
-    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:  # noqa: D102
+    def heard(self, a: Tensor, y: Coordinates, s: Tensor) -> Tensor:
+        """See `Finite`: (sqrt(K) y_v + K frequency_v) / s^2 is added, which is what of the square is not shared."""
         return a + self.size[:, None] * (self._square(y) + self.size[:, None] * self.centre) / s[..., None].square()
 
     def denoised(self, out: Tensor, y: Coordinates, s: Tensor) -> Coordinates:  # noqa: D102
